@@ -15,7 +15,8 @@ class Backbone(nn.Module, ABC):
     """Turns clips into a grid of features over time and space.
 
     A subclass builds its network in the constructor (cheaply, without reading or fetching anything) and
-    implements `forward_features`. Scaling and normalisation happen here, so that they travel with the weights.
+    implements `forward_features`. Scaling and normalisation happen here, so that they travel with the
+    weights.
 
     Args:
         in_channels: Channels of a frame, 3 for RGB.
@@ -55,7 +56,8 @@ class Backbone(nn.Module, ABC):
         name = type(self).__name__
         if clip_length < self.temporal_stride:
             raise InputError(
-                f"clip_length={clip_length} is too short for {name}; it needs at least {self.temporal_stride} frames"
+                f"clip_length={clip_length} is too short for {name}; "
+                f"it needs at least {self.temporal_stride} frames"
             )
         if min(height, width) < self.spatial_stride:
             raise InputError(

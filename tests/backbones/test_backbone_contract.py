@@ -1,0 +1,150 @@
+"""What every backbone promises, on tiny networks."""
+
+from __future__ import annotations
+
+import inspect
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cnnbert.backbones
+from cnnbert.backbones import Backbone, R2Plus1D, ResNeXt3D
+from cnnbert.errors import InputError
+
+CASES: list[tuple[type[Backbone], dict[str, Any]]] = [
+    (R2Plus1D, {"depth": 10, "width": 8}),
+    (R2Plus1D, {"depth": 18, "width": 4}),
+    (R2Plus1D, {"depth": 34, "width": 4}),
+    (ResNeXt3D, {"depth": 14, "width": 8, "cardinality": 4}),
+    (ResNeXt3D, {"depth": 50, "width": 4, "cardinality": 2}),
+    (ResNeXt3D, {"depth": 14, "width": 8, "cardinality": 4, "last_block_channels": 64}),
+    (ResNeXt3D, {"depth": 50, "width": 4, "cardinality": 2, "last_block_channels": 64}),
+]
+every_case = pytest.mark.parametrize(("cls", "arguments"), CASES)
+
+
+def build(cls: type[Backbone], arguments: dict[str, Any]) -> Backbone:
+    torch.manual_seed(0)
+    return cls(**arguments)
+
+
+def random_clips(backbone: Backbone, batch: int, steps: int = 2, cells: int = 2) -> Tensor:
+    frames, pixels = steps * backbone.temporal_stride, cells * backbone.spatial_stride
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(batch, backbone.in_channels, frames, pixels, pixels, generator=generator)
+
+
+def test_every_exported_backbone_has_a_case() -> None:
+    exported = {getattr(cnnbert.backbones, name) for name in cnnbert.backbones.__all__}
+    assert {cls for cls in exported if not inspect.isabstract(cls)} == {cls for cls, _ in CASES}
+
+
+@every_case
+@pytest.mark.parametrize("extra_frames", [0, 1])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 3)])
+def test_output_shape(
+    cls: type[Backbone], arguments: dict, extra_frames: int, rows: int, columns: int
+) -> None:
+    backbone = build(cls, arguments).eval()
+    frames = backbone.temporal_stride + extra_frames
+    size = (rows * backbone.spatial_stride, columns * backbone.spatial_stride)
+    features = backbone(torch.rand(2, backbone.in_channels, frames, *size))
+    assert features.shape == (2, backbone.out_channels, 1 + extra_frames, rows, columns)
+    assert backbone.num_steps(frames) == 1 + extra_frames
+
+
+@every_case
+def test_every_parameter_receives_a_gradient(cls: type[Backbone], arguments: dict) -> None:
+    backbone = build(cls, arguments)
+    features = backbone(random_clips(backbone, batch=2))
+    (features * torch.randn_like(features)).sum().backward()
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@every_case
+def test_evaluation_is_deterministic_and_sees_each_clip_alone(cls: type[Backbone], arguments: dict) -> None:
+    backbone = build(cls, arguments).eval()
+    clips = random_clips(backbone, batch=3)
+    with torch.no_grad():
+        features = backbone(clips)
+        assert torch.equal(features, backbone(clips))
+        # Another batch size may sum in another order: float32 keeps about seven digits.
+        torch.testing.assert_close(backbone(clips[1:2]), features[1:2], rtol=1e-4, atol=1e-5)
+
+
+@every_case
+def test_uint8_and_float_clips_agree(cls: type[Backbone], arguments: dict) -> None:
+    backbone = build(cls, arguments).eval()
+    clips = (random_clips(backbone, batch=1) * 255).to(torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(clips), backbone(clips.float() / 255))
+
+
+@every_case
+def test_unknown_keyword_is_refused(cls: Callable[..., Backbone], arguments: dict) -> None:
+    with pytest.raises(TypeError, match="widht"):
+        cls(**arguments, widht=8)
+
+
+@every_case
+def test_too_small_a_clip_names_a_size_that_works(cls: type[Backbone], arguments: dict) -> None:
+    backbone = build(cls, arguments).eval()
+    frames, pixels = backbone.temporal_stride, backbone.spatial_stride
+    with pytest.raises(InputError, match=f"clip_length={frames - 1} .* at least {frames} frames"):
+        backbone(torch.rand(1, 3, frames - 1, pixels, pixels))
+    with pytest.raises(InputError, match=f"{pixels}x{pixels - 1} .* at least {pixels}x{pixels} pixels"):
+        backbone(torch.rand(1, 3, frames, pixels, pixels - 1))
+    backbone(torch.rand(1, 3, frames, pixels, pixels))
+
+
+@every_case
+def test_construction_needs_no_network(
+    cls: type[Backbone], arguments: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a constructor opened a socket")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    first, second = build(cls, arguments), build(cls, arguments)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), f"{name} does not follow the seed"
+
+
+@every_case
+def test_meta_device(cls: type[Backbone], arguments: dict) -> None:
+    with torch.device("meta"):
+        backbone = cls(**arguments)
+        clips = torch.empty(2, 3, backbone.temporal_stride, backbone.spatial_stride, backbone.spatial_stride)
+    assert all(tensor.is_meta for tensor in backbone.state_dict().values())
+    assert backbone(clips).shape == (2, backbone.out_channels, 1, 1, 1)
+
+
+@every_case
+def test_bfloat16_autocast_and_float64(cls: type[Backbone], arguments: dict) -> None:
+    backbone = build(cls, arguments).eval()
+    clips = random_clips(backbone, batch=1)
+    with torch.no_grad():
+        features = backbone(clips)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = backbone(clips)
+        high = backbone.double()(clips)
+    assert low.dtype == torch.bfloat16 and high.dtype == torch.float64
+    torch.testing.assert_close(features.double(), high, rtol=1e-3, atol=1e-4)
+    # bfloat16 keeps eight bits, and their errors add up over the layers.
+    assert (low.double() - high).norm() < 0.1 * high.norm()
+
+
+@every_case
+def test_export_with_any_batch_size(cls: type[Backbone], arguments: dict) -> None:
+    backbone = build(cls, arguments).eval()
+    clips = random_clips(backbone, batch=5, cells=1)
+    exported = torch.export.export(backbone, (clips[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    run: nn.Module = exported.module()
+    with torch.no_grad():
+        for batch in (1, 5):
+            torch.testing.assert_close(run(clips[:batch]), backbone(clips[:batch]), rtol=1e-4, atol=1e-5)
