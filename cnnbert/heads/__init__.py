@@ -1,0 +1,7 @@
+"""Temporal heads: a grid of features in, the logits of the classes out."""
+
+from cnnbert.heads.base import Head
+from cnnbert.heads.bert import BERTHead
+from cnnbert.heads.tgap import TGAPHead
+
+__all__ = ["BERTHead", "Head", "TGAPHead"]

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 class Head(nn.Module, ABC):
     """Turns a grid of features into the logits of the classes.
 
-    A subclass takes `in_channels` and `num_classes` as its first two arguments: the task supplies them, so that
-    any backbone meets any head. It computes no loss and no metric and knows nothing of views.
+    A subclass takes `in_channels` and `num_classes` as its first two arguments: the task supplies them, so
+    that any backbone meets any head. It computes no loss and no metric and knows nothing of views.
 
     Attributes:
         undecayed: Names of the head's own parameters, beside norms and biases, that weight decay may spare.
+        resizable: Names of its parameters that `load_state_dict` takes in another length and resizes.
     """
 
     undecayed: tuple[str, ...] = ()
+    resizable: tuple[str, ...] = ()
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -25,7 +27,7 @@ class Head(nn.Module, ABC):
         self.num_classes = num_classes
 
     def set_num_steps(self, num_steps: int) -> None:
-        """Size whatever depends on the number of time steps T' of the features; the default has nothing to size.
+        """Size whatever depends on the number of time steps T' of the features; here, nothing.
 
         The task calls it once, before training and before any checkpoint is loaded.
         """

@@ -1,0 +1,173 @@
+"""The BERT head: attention decides how much each moment of a clip counts."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnbert.errors import InputError
+from cnnbert.heads.base import Head
+from cnnbert.layers.bottleneck import reduction_block
+from cnnbert.layers.transformer import TransformerBlock
+
+logger = logging.getLogger(__name__)
+
+
+class BERTHead(Head):
+    """Classifies what a class token gathers from the features over time through a small BERT.
+
+    The features are averaged over space; each time step is a token, behind a learned class token. Every token
+    gets a learned position. Pre-norm transformer blocks follow, and a linear layer classifies the class
+    token.
+
+    Source: LTM ("Late Temporal Modeling in 3D CNN Architectures with BERT for Action Recognition", Kalfaoglu
+    et al. 2020; artest08/LateTemporalModeling3DCNN, class BERT5).
+
+    Args:
+        in_channels: Channels of the features.
+        num_classes: Classes K.
+        num_steps: Time steps T' that the table of positions has. None takes those of the backbone at the clip
+            length in use, 4 until they are known. Features of another length get positions interpolated over
+            time.
+        num_layers: Transformer blocks.
+        num_heads: Attention heads; must divide the width of the tokens.
+        feedforward_channels: Channels inside the feed-forward network; None takes 4 times the width.
+        reduce_to: Append a feature reduction block that brings the features to this many channels, a multiple
+            of 64, before the tokens are made: LTM's FRAB, with 512. None uses the features as they are.
+        mask_probability: Probability in [0, 1) of hiding a time step from all tokens in training.
+        dropout: Probability in [0, 1) of every dropout inside BERT in training.
+        classifier_dropout: Probability in [0, 1) of dropping a channel before the classifier in training.
+    """
+
+    undecayed = ("cls", "positions")
+    resizable = ("positions",)
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        num_steps: int | None = None,
+        num_layers: int = 1,
+        num_heads: int = 8,
+        feedforward_channels: int | None = None,
+        reduce_to: int | None = None,
+        mask_probability: float = 0.2,
+        dropout: float = 0.1,
+        classifier_dropout: float = 0.8,
+    ) -> None:
+        super().__init__(in_channels, num_classes)
+        width = in_channels if reduce_to is None else reduce_to
+        if reduce_to is not None and (reduce_to < 1 or reduce_to % 64):
+            nearest = 64 * max(1, round(reduce_to / 64))
+            raise InputError(f"reduce_to={reduce_to} must be a positive multiple of 64; try {nearest}")
+        if num_steps is not None and num_steps < 1:
+            raise InputError(f"num_steps={num_steps} must be at least 1; leave it out to take the backbone's")
+        if num_layers < 1:
+            raise InputError(f"num_layers={num_layers} must be at least 1; try 1")
+        if num_heads < 1 or width % num_heads:
+            divisors = [number for number in range(1, width + 1) if width % number == 0]
+            best = min(divisors, key=lambda number: abs(number - num_heads))
+            raise InputError(f"num_heads={num_heads} must divide the width {width}; try {best}")
+        if feedforward_channels is not None and feedforward_channels < 1:
+            raise InputError(
+                f"feedforward_channels={feedforward_channels} must be at least 1; try {4 * width}"
+            )
+        probabilities = {
+            "mask_probability": (mask_probability, 0.2),
+            "dropout": (dropout, 0.1),
+            "classifier_dropout": (classifier_dropout, 0.8),
+        }
+        for name, (given, usual) in probabilities.items():
+            if not 0 <= given < 1:
+                raise InputError(f"{name}={given} must be in [0, 1); try {usual}")
+        self.num_steps_given = num_steps is not None
+        self.mask_probability = mask_probability
+        self.reduction = nn.Identity() if reduce_to is None else reduction_block(in_channels, reduce_to)
+        self.cls = nn.Parameter(torch.empty(1, 1, width))
+        self.positions = nn.Parameter(torch.empty(1, 1 + (num_steps or 4), width))
+        nn.init.normal_(self.cls, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(width, num_heads, feedforward_channels or 4 * width, dropout)
+            for _ in range(num_layers)
+        )
+        self.classifier_dropout = nn.Dropout(classifier_dropout)
+        self.classifier = nn.Linear(width, num_classes)
+        nn.init.xavier_uniform_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+    def set_num_steps(self, num_steps: int) -> None:
+        """Draw positions for `num_steps` time steps, unless the constructor was given a number.
+
+        Call it before an optimizer holds the parameters and before weights are loaded.
+        """
+        _, num_tokens, width = self.positions.shape
+        if self.num_steps_given or num_tokens == 1 + num_steps:
+            return
+        if num_steps < 1:
+            raise InputError(f"num_steps={num_steps} must be at least 1; a clip has at least one time step")
+        self.positions = nn.Parameter(self.positions.new_empty(1, 1 + num_steps, width))
+        nn.init.normal_(self.positions, std=0.02)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (B, K) of features (B, in_channels, T', H', W') of any length and size."""
+        x = self.reduction(features)  # (B, C, T', H', W')
+        x = x.mean(dim=(3, 4)).transpose(1, 2)  # (B, T', C)
+        key_mask = self.draw_key_mask(x) if self.training else None  # (B, 1, 1, 1 + T')
+        positions = resize_positions(self.positions, x.shape[1])  # (1, 1 + T', C)
+        x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], dim=1)  # (B, 1 + T', C)
+        x = self.dropout(x + positions)  # (B, 1 + T', C)
+        for block in self.blocks:
+            x = block(x, key_mask)  # (B, 1 + T', C)
+        return self.classifier(self.classifier_dropout(x[:, 0]))  # (B, K)
+
+    def draw_key_mask(self, steps: Tensor) -> Tensor:
+        """Draw which tokens may be attended to.
+
+        Every time step of every sample is hidden with `mask_probability`, independently; the class token
+        never is.
+
+        Args:
+            steps: (B, T', C), the tokens of the time steps.
+
+        Returns:
+            Boolean (B, 1, 1, 1 + T'), true where a token may be attended to.
+        """
+        seen = torch.rand(steps.shape[:2], device=steps.device) >= self.mask_probability  # (B, T')
+        return F.pad(seen, (1, 0), value=True)[:, None, None]  # (B, 1, 1, 1 + T')
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        positions = state_dict.get(f"{prefix}positions")
+        if positions is not None and positions.ndim == 3 and positions.shape[1] != self.positions.shape[1]:
+            num_steps = self.positions.shape[1] - 1
+            logger.warning(
+                "loaded positions of %d time steps are interpolated over time to the %d of this head",
+                positions.shape[1] - 1,
+                num_steps,
+            )
+            state_dict[f"{prefix}positions"] = resize_positions(positions, num_steps)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def resize_positions(positions: Tensor, num_steps: int) -> Tensor:
+    """Interpolate positions linearly over time; the class token's, the first, stays.
+
+    Both tables span the same clip: a step's position stands at the middle of its share of the clip.
+
+    Args:
+        positions: (1, 1 + S, C), positions of the class token and of S time steps.
+        num_steps: Time steps T' that are wanted.
+
+    Returns:
+        (1, 1 + T', C).
+    """
+    if positions.shape[1] == 1 + num_steps:
+        return positions
+    steps = positions[:, 1:].transpose(1, 2)  # (1, C, S)
+    steps = F.interpolate(steps, size=num_steps, mode="linear", align_corners=False)  # (1, C, T')
+    return torch.cat([positions[:, :1], steps.transpose(1, 2)], dim=1)  # (1, 1 + T', C)

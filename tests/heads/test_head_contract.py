@@ -1,0 +1,195 @@
+"""What every head promises, on tiny networks."""
+
+from __future__ import annotations
+
+import inspect
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cnnbert.heads
+from cnnbert.errors import InputError
+from cnnbert.heads import BERTHead, Head, TGAPHead
+
+CHANNELS, CLASSES = 16, 5
+CASES: list[tuple[type[Head], dict[str, Any]]] = [
+    (TGAPHead, {}),
+    (BERTHead, {}),
+    (BERTHead, {"num_steps": 3, "num_layers": 2, "num_heads": 4, "feedforward_channels": 24}),
+    (BERTHead, {"reduce_to": 64}),
+]
+every_case = pytest.mark.parametrize(("cls", "arguments"), CASES)
+
+
+def build(cls: type[Head], arguments: dict[str, Any]) -> Head:
+    torch.manual_seed(0)
+    return cls(CHANNELS, CLASSES, **arguments)
+
+
+def random_features(batch: int, steps: int = 4, rows: int = 2, columns: int = 3) -> Tensor:
+    return torch.randn(batch, CHANNELS, steps, rows, columns, generator=torch.Generator().manual_seed(1))
+
+
+def test_every_exported_head_has_a_case() -> None:
+    exported = {getattr(cnnbert.heads, name) for name in cnnbert.heads.__all__}
+    assert {cls for cls in exported if not inspect.isabstract(cls)} == {cls for cls, _ in CASES}
+
+
+@every_case
+@pytest.mark.parametrize("steps", [1, 4, 7])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 3)])
+def test_output_shape(cls: type[Head], arguments: dict, steps: int, rows: int, columns: int) -> None:
+    logits = build(cls, arguments).eval()(random_features(2, steps, rows, columns))
+    assert logits.shape == (2, CLASSES)
+    assert logits.isfinite().all()
+
+
+@every_case
+@pytest.mark.parametrize("steps", [4, 6])
+def test_every_parameter_receives_a_gradient(cls: type[Head], arguments: dict, steps: int) -> None:
+    head = build(cls, arguments)
+    logits = head(random_features(8, steps))
+    (logits * torch.randn_like(logits)).sum().backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@every_case
+def test_evaluation_is_deterministic_and_sees_each_clip_alone(cls: type[Head], arguments: dict) -> None:
+    head, features = build(cls, arguments).eval(), random_features(3)
+    with torch.no_grad():
+        logits = head(features)
+        assert torch.equal(logits, head(features))
+        # Another batch size may sum in another order: float32 keeps about seven digits.
+        torch.testing.assert_close(head(features[1:2]), logits[1:2], rtol=1e-4, atol=1e-5)
+
+
+@every_case
+def test_training_draws_and_follows_the_seed(cls: type[Head], arguments: dict) -> None:
+    head, features = build(cls, arguments), random_features(3)
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(head(features))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+@every_case
+def test_only_bert_sees_the_order_of_time(cls: type[Head], arguments: dict) -> None:
+    head, features = build(cls, arguments).eval(), random_features(3)
+    with torch.no_grad():
+        change = (head(features.flip(2)) - head(features)).abs().max()
+    if cls is TGAPHead:
+        assert change < 1e-5  # rounding of a sum in another order
+    else:
+        assert change > 1e-3  # positions are small at first: N(0, 0.02)
+
+
+@every_case
+def test_unknown_keyword_is_refused(cls: Callable[..., Head], arguments: dict) -> None:
+    with pytest.raises(TypeError, match="droput"):
+        cls(CHANNELS, CLASSES, **arguments, droput=0.5)
+
+
+@every_case
+def test_names_of_special_parameters_exist(cls: type[Head], arguments: dict) -> None:
+    head = build(cls, arguments)
+    own = {name for name, _ in head.named_parameters(recurse=False)}
+    assert own == set(head.undecayed)
+    assert set(head.resizable) <= own
+
+
+@every_case
+def test_classifier_starts_from_xavier_and_zero(cls: type[Head], arguments: dict) -> None:
+    classifier = build(cls, arguments).get_submodule("classifier")
+    assert isinstance(classifier, nn.Linear)
+    bound = (6 / (classifier.in_features + CLASSES)) ** 0.5
+    assert 0.9 * bound < classifier.weight.abs().max() <= bound
+    assert torch.equal(classifier.bias, torch.zeros(CLASSES))
+
+
+@every_case
+def test_construction_needs_no_network(
+    cls: type[Head], arguments: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a constructor opened a socket")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    first, second = build(cls, arguments), build(cls, arguments)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), f"{name} does not follow the seed"
+
+
+@every_case
+def test_meta_device(cls: type[Head], arguments: dict) -> None:
+    with torch.device("meta"):
+        head = cls(CHANNELS, CLASSES, **arguments)
+        features = torch.empty(2, CHANNELS, 8, 2, 2)
+        head.set_num_steps(8)
+        assert all(tensor.is_meta for tensor in head.state_dict().values())
+        assert head(features).shape == (2, CLASSES)
+
+
+@every_case
+@pytest.mark.parametrize("steps", [4, 6])
+def test_bfloat16_autocast_and_float64(cls: type[Head], arguments: dict, steps: int) -> None:
+    head, features = build(cls, arguments).eval(), random_features(3, steps)
+    with torch.no_grad():
+        logits = head(features)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = head(features.bfloat16())
+        high = head.double()(features.double())
+    assert low.dtype == torch.bfloat16 and high.dtype == torch.float64
+    torch.testing.assert_close(logits.double(), high, rtol=1e-4, atol=1e-5)
+    # bfloat16 keeps eight bits, and their errors add up over the layers.
+    assert (low.double() - high).norm() < 0.1 * high.norm()
+
+
+@every_case
+def test_bfloat16_autocast_trains(cls: type[Head], arguments: dict) -> None:
+    head = build(cls, arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        head(random_features(8).bfloat16()).float().square().sum().backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@every_case
+@pytest.mark.parametrize("steps", [4, 6])
+def test_export_with_any_batch_size(cls: type[Head], arguments: dict, steps: int) -> None:
+    head, features = build(cls, arguments).eval(), random_features(5, steps)
+    exported = torch.export.export(head, (features[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    run: nn.Module = exported.module()
+    with torch.no_grad():
+        for batch in (1, 5):
+            torch.testing.assert_close(run(features[:batch]), head(features[:batch]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments", "message"),
+    [
+        (TGAPHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.8"),
+        (TGAPHead, {"dropout": -0.1}, "dropout=-0.1 must be in [0, 1); try 0.8"),
+        (BERTHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.1"),
+        (BERTHead, {"mask_probability": 1.0}, "mask_probability=1.0 must be in [0, 1); try 0.2"),
+        (BERTHead, {"classifier_dropout": 2}, "classifier_dropout=2 must be in [0, 1); try 0.8"),
+        (BERTHead, {"num_heads": 6}, "num_heads=6 must divide the width 16; try 4"),
+        (BERTHead, {"num_heads": 0}, "num_heads=0 must divide the width 16; try 1"),
+        (BERTHead, {"num_heads": 7, "reduce_to": 64}, "num_heads=7 must divide the width 64; try 8"),
+        (BERTHead, {"num_layers": 0}, "num_layers=0 must be at least 1; try 1"),
+        (BERTHead, {"num_steps": 0}, "num_steps=0 must be at least 1; leave it out to take the backbone's"),
+        (BERTHead, {"feedforward_channels": 0}, "feedforward_channels=0 must be at least 1; try 64"),
+        (BERTHead, {"reduce_to": 500}, "reduce_to=500 must be a positive multiple of 64; try 512"),
+        (BERTHead, {"reduce_to": 0}, "reduce_to=0 must be a positive multiple of 64; try 64"),
+    ],
+)
+def test_wrong_numbers(cls: type[Head], arguments: dict, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        cls(CHANNELS, CLASSES, **arguments)
+    assert str(error.value) == message
