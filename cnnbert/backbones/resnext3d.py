@@ -21,8 +21,8 @@ class ResNeXt3D(Backbone):
     shortcut type B. The names in the state dict are those of kenshohara/video-classification-3d-cnn-pytorch.
 
     Args:
-        depth: Layers. 101 is the network that LTM's authors fine-tune; 14 has one block a stage, for tests and
-            small machines.
+        depth: Layers. 101 is the network that LTM's authors fine-tune; 14 has one block a stage, for tests
+            and small machines.
         width: Channels inside the blocks of the first stage, a multiple of `cardinality`; the next three
             stages have twice, four times and eight times as many. The published weights need 128.
         cardinality: Groups of the 3x3x3 convolutions. The published weights need 32.
