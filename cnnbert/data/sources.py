@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 
 from cnnbert.data.records import VideoRecord
+from cnnbert.data.splits import split_records
+from cnnbert.errors import InputError
+
+VIDEO_SUFFIXES = frozenset(
+    ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .ts .webm .wmv".split()
+)
+SPLITS = ("train", "val", "test")
 
 
 class VideoSource(ABC):
@@ -28,3 +39,248 @@ class VideoSource(ABC):
     @abstractmethod
     def records(self, split: str) -> list[VideoRecord]:
         """Return the videos of a split: `train`, `val`, `test`, or `predict` (every video, labelled or not)."""
+
+
+class Folder(VideoSource):
+    """A folder with a sub-folder of videos per class.
+
+    Either `root/CLASS/VIDEO`, divided into training, validation and test videos here, or
+    `root/train/CLASS/VIDEO` with `val` and `test` beside `train`, used as they are (a missing `val` is taken from
+    `train`). To predict, every video below `root` is taken; `root` may then also be one video.
+
+    Args:
+        root: The folder.
+        val_fraction: Share of the videos for validation where no `val` folder exists, in [0, 1).
+        test_fraction: Share of the videos for testing where no `train` folder exists, in [0, 1).
+        split_seed: Chooses among equally good divisions.
+    """
+
+    def __init__(
+        self, root: str, val_fraction: float = 0.15, test_fraction: float = 0.15, split_seed: int = 0
+    ) -> None:
+        _check_fractions(val_fraction, test_fraction)
+        self.root = Path(root).expanduser()
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.split_seed = split_seed
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The names of the class folders, sorted."""
+        names = sorted(self._class_folders(self._folders().get("train", self.root)))
+        if not names:
+            raise InputError(
+                f"{self.root} holds no class folders; expected {self.root}/CLASS/VIDEO or "
+                f"{self.root}/train/CLASS/VIDEO"
+            )
+        return names
+
+    def records(self, split: str) -> list[VideoRecord]:
+        """Return the videos of a split, sorted by class and name."""
+        folders = self._folders()
+        if split == "predict":
+            return self._every_video()
+        if "train" not in folders:
+            shares = _shares(self.val_fraction, self.test_fraction)
+            return split_records(self._labelled(self.root), shares, self.split_seed)[split]
+        if split in folders and not (split == "train" and "val" not in folders):
+            return self._labelled(folders[split])
+        if split == "test":
+            raise InputError(f"{self.root} has a train folder but no test folder; add {self.root / 'test'}")
+        shares = _shares(self.val_fraction, 0.0)
+        return split_records(self._labelled(folders["train"]), shares, self.split_seed)[split]
+
+    def _folders(self) -> dict[str, Path]:
+        if not self.root.exists():
+            raise InputError(f"{self.root} does not exist; give the folder that holds the class folders")
+        folders = {split: self.root / split for split in SPLITS}
+        if not folders["train"].is_dir():
+            return {}
+        return {split: path for split, path in folders.items() if path.is_dir()}
+
+    @staticmethod
+    def _class_folders(folder: Path) -> dict[str, Path]:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder; give the folder that holds the class folders")
+        return {p.name: p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+
+    def _labelled(self, folder: Path) -> list[VideoRecord]:
+        records = []
+        for name, path in sorted(self._class_folders(folder).items()):
+            if name not in self.class_names:
+                raise InputError(f"{path} is a class that {self.root / 'train'} does not have")
+            videos = _videos_below(path)
+            if not videos:
+                raise InputError(
+                    f"the class folder {path} holds no video; add some or remove it "
+                    f"(videos end in {' '.join(sorted(VIDEO_SUFFIXES))})"
+                )
+            records += [VideoRecord(str(video), name) for video in videos]
+        return records
+
+    def _every_video(self) -> list[VideoRecord]:
+        if self.root.is_file():
+            return [VideoRecord(str(self.root))]
+        records = []
+        for video in _videos_below(self.root):
+            parents = [p for p in video.relative_to(self.root).parts[:-1] if p not in SPLITS]
+            records.append(VideoRecord(str(video), parents[0] if parents else None))
+        if not records:
+            raise InputError(f"{self.root} holds no video (they end in {' '.join(sorted(VIDEO_SUFFIXES))})")
+        return records
+
+
+class CSVManifest(VideoSource):
+    """A CSV file with a line per video, or per piece of one.
+
+    Columns: `path` (relative to the CSV's folder, or to `root`), `label`, and if wanted `split` (`train`, `val` or
+    `test`), `start_seconds`, `end_seconds` and `group` (clips of one group stay on one side of a split). Without a
+    split column the videos are divided here; without `val` lines, validation is taken from the training lines.
+    Labels are names; labels that are all whole numbers must be 0 to K-1, unless `class_names` lists them.
+
+    Args:
+        path: The CSV file, UTF-8, with a header line.
+        root: The folder that paths in the CSV are relative to; the CSV's own by default.
+        class_names: The classes in order; by default the labels of the file, sorted.
+        val_fraction: Share of the videos for validation where the file names none, in [0, 1).
+        test_fraction: Share of the videos for testing where the file has no split column, in [0, 1).
+        split_seed: Chooses among equally good divisions.
+    """
+
+    COLUMNS = ("path", "label", "split", "start_seconds", "end_seconds", "group")
+
+    def __init__(
+        self,
+        path: str,
+        root: str | None = None,
+        class_names: list[str] | None = None,
+        val_fraction: float = 0.15,
+        test_fraction: float = 0.15,
+        split_seed: int = 0,
+    ) -> None:
+        _check_fractions(val_fraction, test_fraction)
+        self.path = Path(path).expanduser()
+        self.root = self.path.parent if root is None else Path(root).expanduser()
+        self.given_class_names = class_names
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.split_seed = split_seed
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The classes given, or the labels of the file, sorted (by value where they are numbers)."""
+        if self.given_class_names is not None:
+            return list(self.given_class_names)
+        labels = {record.label for _, record in self._rows if record.label is not None}
+        if not labels:
+            raise InputError(f"{self.path} names no label; fill its label column")
+        if not all(label.isdecimal() for label in labels):
+            return sorted(labels)
+        numbers = sorted(int(label) for label in labels)
+        if numbers != list(range(len(numbers))):
+            raise InputError(
+                f"{self.path} numbers its labels {numbers[0]} to {numbers[-1]} ({len(numbers)} of them); number "
+                f"them 0 to {len(numbers) - 1}, use names, or list them in class_names"
+            )
+        return [str(number) for number in numbers]
+
+    def records(self, split: str) -> list[VideoRecord]:
+        """Return the videos of a split, in the file's order."""
+        rows = self._rows
+        if split == "predict":
+            return self._present([record for _, record in rows])
+        self._check_labels()
+        if all(name is None for name, _ in rows):
+            shares = _shares(self.val_fraction, self.test_fraction)
+            return self._present(split_records([r for _, r in rows], shares, self.split_seed)[split])
+        chosen = [record for name, record in rows if name == split]
+        if split == "test" and not chosen:
+            raise InputError(f"{self.path} has a split column but no line with split=test")
+        if split in ("train", "val") and not any(name == "val" for name, _ in rows):
+            training = [record for name, record in rows if name == "train"]
+            chosen = split_records(training, _shares(self.val_fraction, 0.0), self.split_seed)[split]
+        return self._present(chosen)
+
+    @cached_property
+    def _rows(self) -> list[tuple[str | None, VideoRecord]]:
+        if not self.path.is_file():
+            raise InputError(f"{self.path} does not exist or is not a file; give a CSV file")
+        with self.path.open(newline="", encoding="utf-8-sig") as file:
+            try:
+                reader = csv.DictReader(file, strict=True)
+                columns = reader.fieldnames or []
+                if "path" not in columns or not set(columns) <= set(self.COLUMNS):
+                    raise InputError(
+                        f"{self.path} has the columns {', '.join(columns) or '(none)'}; "
+                        f"expected path,label and any of {','.join(self.COLUMNS[2:])}"
+                    )
+                rows = [self._parse(reader.line_num, row) for row in reader]
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise InputError(f"{self.path} cannot be read as CSV: {error}") from None
+        if not rows:
+            raise InputError(f"{self.path} lists no video")
+        return rows
+
+    def _parse(self, line: int, row: dict[str, str | None]) -> tuple[str | None, VideoRecord]:
+        where = f"{self.path}, line {line}"
+        if None in row or None in row.values():
+            raise InputError(f"{where}: the number of fields differs from the header's")
+        text = {name: (value or "").strip() for name, value in row.items()}
+        if not text["path"]:
+            raise InputError(f"{where}: the path is empty")
+        split = text.get("split") or None
+        if split is not None and split not in SPLITS:
+            raise InputError(f"{where}: split={split!r} is not one of {', '.join(SPLITS)}")
+        start = self._seconds(where, "start_seconds", text.get("start_seconds")) or 0.0
+        end = self._seconds(where, "end_seconds", text.get("end_seconds"))
+        if end is not None and end <= start:
+            raise InputError(f"{where}: end_seconds={end:g} is not after start_seconds={start:g}")
+        path = str(self.root / text["path"])
+        return split, VideoRecord(path, text.get("label") or None, start, end, text.get("group") or None)
+
+    @staticmethod
+    def _seconds(where: str, name: str, text: str | None) -> float | None:
+        if not text:
+            return None
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf"):
+            raise InputError(f"{where}: {name}={text!r} is not a number of seconds from 0 on")
+        return value
+
+    def _check_labels(self) -> None:
+        known = set(self.class_names)
+        for _, record in self._rows:
+            if record.label is None:
+                raise InputError(f"{self.path} gives no label for {record.path}; only predict can do without")
+            if record.label not in known:
+                raise InputError(
+                    f"{self.path} gives {record.path} the label {record.label!r}, which is not one of the classes "
+                    f"{', '.join(self.class_names)}"
+                )
+
+    def _present(self, records: list[VideoRecord]) -> list[VideoRecord]:
+        absent = [record.path for record in records if not Path(record.path).is_file()]
+        if absent:
+            raise InputError(
+                f"{len(absent)} of the {len(records)} videos that {self.path} lists are not there, the first of them "
+                f"{absent[0]}; correct the paths or set root"
+            )
+        return records
+
+
+def _check_fractions(val: float, test: float) -> None:
+    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
+        raise InputError(
+            f"val_fraction={val} and test_fraction={test} must be in [0, 1) and leave something to train on"
+        )
+
+
+def _shares(val: float, test: float) -> dict[str, float]:
+    return {"train": 1 - val - test, "val": val, "test": test}
+
+
+def _videos_below(folder: Path) -> Sequence[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())

@@ -1,0 +1,139 @@
+"""What a run leaves behind: its config, its predictions, and a table at its end."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
+
+from cnnbert.data.datamodule import VideoDataModule
+from cnnbert.machine import describe
+from cnnbert.tasks.recognition import ActionRecognition
+
+
+METRICS = {
+    "top1": "video top-1",
+    "top5": "video top-5",
+    "mean_class_accuracy": "mean class accuracy",
+    "clip_top1": "clip top-1",
+    "loss": "loss",
+}
+"""Names of the metrics in the table at a run's end."""
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the resolved config into the run's folder and hands it to the loggers."""
+
+    def __init__(self, *args: Any, folder: Path, **kwargs: Any) -> None:
+        super().__init__(*args, save_to_log_dir=False, **kwargs)
+        self.folder = folder
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write `config.yaml`; called on one process."""
+        text = self.parser.dump(self.config, skip_none=False)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / "config.yaml", text)
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger):  # would write the same file once more
+                logger.log_hyperparams(yaml.safe_load(text))
+
+
+class PredictionsFile(Callback):
+    """Writes `predictions.csv` after testing and predicting: a line a video with the score of every class.
+
+    Columns: path, start_seconds, end_seconds, label (empty where unknown), prediction, and `score:CLASS` for every
+    class, the probability in [0, 1] that the softmax of the mean logits gives it.
+
+    Args:
+        folder: Where the file goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "predictions.csv"
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the test videos."""
+        self._write(trainer, pl_module, "test")
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the predicted videos."""
+        self._write(trainer, pl_module, "predict")
+
+    def _write(self, trainer: Trainer, task: LightningModule, split: str) -> None:
+        assert isinstance(task, ActionRecognition)
+        videos = task.scores.compute()  # by all processes together
+        if not trainer.is_global_zero:
+            return
+        data: VideoDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        records = data.datasets[split].records
+        scores = torch.softmax(videos.video_logits, dim=1).tolist()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            names = task.class_names
+            header = ["path", "start_seconds", "end_seconds", "label", "prediction"]
+            writer.writerow(header + [f"score:{name}" for name in names])
+            for index, row in zip(videos.index.tolist(), scores, strict=True):
+                record = records[index]
+                end = "" if record.end_seconds is None else record.end_seconds
+                best = names[max(range(len(row)), key=row.__getitem__)]
+                facts = [record.path, record.start_seconds, end, record.label or "", best]
+                writer.writerow(facts + [f"{score:.6g}" for score in row])
+        os.replace(part, self.path)
+
+
+class RunReport(Callback):
+    """Says at the start what the run computes with, and at its end how accurate it is and where everything lies.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print one line on the machine."""
+        assert isinstance(pl_module, ActionRecognition)
+        device = trainer.strategy.root_device
+        rank_zero_info(describe(device, str(trainer.precision), pl_module.channels_last))
+
+    @rank_zero_only
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print the accuracies of the run's last evaluation and what it has written."""
+        data: VideoDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        split = {"fit": "val", "validate": "val", "test": "test", "predict": "predict"}[stage]
+        lines = [f"\n{split}: {len(data.datasets[split])} videos, {data.protocol(split)}"]
+        metrics = trainer.callback_metrics
+        for key, name in METRICS.items():
+            if f"{split}/{key}" in metrics:
+                lines.append(f"  {name:<20} {metrics[f'{split}/{key}']:.4f}")
+        lines += [f"  {name:<20} {path}" for name, path in self._files(trainer)]
+        print("\n".join(lines), flush=True)
+
+    def _files(self, trainer: Trainer) -> list[tuple[str, Path]]:
+        files = [("run folder", self.folder)]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
+                name = f"best {callback.monitor}" if callback.monitor else "last checkpoint"
+                path = Path(callback.best_model_path)
+                files.append((name, Path(os.path.relpath(path)) if path.is_relative_to(Path.cwd()) else path))
+        predictions = self.folder / "predictions.csv"
+        return files + ([("predictions", predictions)] if predictions.is_file() else [])
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

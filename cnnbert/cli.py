@@ -1,0 +1,217 @@
+"""The command `cnnbert`: fit, validate, test and predict through Lightning's command line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+
+import cnnbert.backbones
+import cnnbert.heads  # noqa: F401  (makes the classes known by their short names)
+from cnnbert.callbacks import PredictionsFile, RunReport, SaveRunConfig
+from cnnbert.data.datamodule import VideoDataModule
+from cnnbert.errors import InputError, VideoReadError
+from cnnbert.machine import best_precision
+from cnnbert.runs import (
+    CHECKPOINTS,
+    checkpoint_settings,
+    find_checkpoint,
+    new_run_folder,
+    read_checkpoint,
+    run_name,
+)
+from cnnbert.shipped import find_config
+from cnnbert.tasks.recognition import ActionRecognition
+
+CONFIG_OPTIONS = ("--config", "-c", "--data", "--model", "--trainer")
+
+
+class RunCLI(LightningCLI):
+    """Lightning's command line, with a folder for every run and settings that come out of the checkpoint."""
+
+    folder: Path
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            ActionRecognition,
+            VideoDataModule,
+            save_config_callback=SaveRunConfig,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Leave out what our own report replaces."""
+        commands = LightningCLI.subcommands()
+        return {name: skip | {"verbose", "return_predictions"} for name, skip in commands.items()}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let the data tell the model its classes and its clip length."""
+        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+        parser.link_arguments("data.clip_length", "model.clip_length")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the options; those that a checkpoint brings come first, so that any other wins over them."""
+        assert isinstance(args, list)
+        args = [*args]
+        config = _option(args, CONFIG_OPTIONS[:2])
+        self.name = None if config is None else Path(config).stem
+        self.root = Path(_option(args, ("--trainer.default_root_dir",)) or "runs")
+        self.resumed = None
+        _replace(
+            args, CONFIG_OPTIONS, lambda name: str(find_config(name)) if name.endswith(".yaml") else name
+        )
+        wanted = _option(args, ("--ckpt_path",))
+        if wanted is not None:
+            checkpoint = find_checkpoint(wanted, self.root, self.name)
+            _replace(args, ("--ckpt_path",), lambda _: str(checkpoint))
+            settings = json.dumps(checkpoint_settings(read_checkpoint(checkpoint)))
+            self.name = self.name or run_name(checkpoint)
+            if wanted == "last" and args[0] == "fit":
+                self.resumed = checkpoint.parents[1]
+                settings = str(self.resumed / "config.yaml")
+            args[1:1] = ["--config", settings]
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Keep Lightning from letting the checkpoint's settings win over the command line's."""
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run's folder, and what the user has left open: precision and loggers."""
+        assert self.subcommand is not None
+        self.folder = self.resumed or new_run_folder(self.root, self.name or "run", self.subcommand)
+        self.given_config = self.config.clone()
+        trainer = self.config[self.subcommand].trainer
+        if trainer.precision is None:
+            trainer.precision = best_precision(_device(trainer.accelerator))
+        if trainer.logger is None or trainer.logger is True:
+            trainer.logger = self._csv_logger()
+        loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+        for logger in loggers:
+            if isinstance(logger, Namespace) and logger.class_path.endswith(".WandbLogger"):
+                self._complete_wandb(logger.init_args)
+
+    def _csv_logger(self) -> Namespace:
+        """Return the settings of a logger that writes `metrics.csv`, without overwriting that of a resumed run."""
+        version, number = "", 1
+        while (self.folder / version / "metrics.csv").exists():
+            number += 1
+            version = f"resumed-{number}"
+        arguments = Namespace(save_dir=str(self.folder), name="", version=version, prefix="")
+        arguments.flush_logs_every_n_steps = 100
+        return Namespace(class_path="pytorch_lightning.loggers.CSVLogger", init_args=arguments)
+
+    def _complete_wandb(self, arguments: Namespace) -> None:
+        """Name the W&B run after its folder, put it there, and log offline where no key is known."""
+        import wandb
+
+        arguments.name = arguments.name or f"{self.folder.parent.name}/{self.folder.name}"
+        if arguments.save_dir == ".":
+            arguments.save_dir = str(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (arguments.offline or "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)):
+            arguments.mode = "offline"
+            rank_zero_info(
+                f"W&B: no API key on this machine, so the run is logged offline; "
+                f"to send it later: wandb sync {self.folder}/wandb/offline-run-*"
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the callbacks that every run has."""
+        self.config = self.given_config  # what is saved can be run again, on another machine too
+        callbacks = self._get(self.config_init, "trainer")["callbacks"] or []
+        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), RunReport(self.folder)]
+        if self.subcommand == "fit":
+            folder = self.folder / CHECKPOINTS
+            if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
+                callbacks += [
+                    ModelCheckpoint(
+                        folder, "best", monitor="val/top1", mode="max", enable_version_counter=False
+                    ),
+                    ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_exception=True),
+                ]
+        elif self.subcommand in ("test", "predict"):
+            callbacks.append(PredictionsFile(self.folder))
+        self.save_config_kwargs = {"folder": self.folder}
+        return super().instantiate_trainer(callbacks=callbacks, default_root_dir=str(self.folder), **kwargs)
+
+    def validate(self, **kwargs: Any) -> None:
+        """Validate without Lightning's table; the report prints ours."""
+        self.trainer.validate(verbose=False, **kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Test without Lightning's table; the report prints ours."""
+        self.trainer.test(verbose=False, **kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict into the predictions file."""
+        self.trainer.predict(return_predictions=False, **kwargs)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, or 1 for what the user can put right.
+
+    Args:
+        args: The words after `cnnbert`; those of the command line by default.
+    """
+    _quiet()
+    try:
+        RunCLI(sys.argv[1:] if args is None else args)
+    except (InputError, VideoReadError) as error:
+        print(f"cnnbert: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _quiet() -> None:
+    """Drop what Lightning says about other products, and its warnings about what is meant to be so here."""
+    for message in (
+        ".*is not supported by the model summary",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+        ".*callbacks used to create the checkpoint need to be provided",
+        "The dirpath has changed from",
+        "Using `DistributedSampler` with the dataloaders",
+        "Checkpoint directory .* exists and is not empty",
+    ):
+        warnings.filterwarnings("ignore", message)
+    rank_zero = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    if not rank_zero.filters:
+        rank_zero.addFilter(lambda record: "Tip:" not in record.getMessage())
+
+
+def _device(accelerator: Any) -> torch.device:
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _option(args: list[str], names: tuple[str, ...]) -> str | None:
+    """Return the value of the last of the options in `args`, `--name value` or `--name=value`."""
+    found: list[str] = []
+    _replace(args, names, lambda value: found.append(value) or value)  # type: ignore[func-returns-value]
+    return found[-1] if found else None
+
+
+def _replace(args: list[str], names: tuple[str, ...], change: Any) -> None:
+    """Change the values of options in place."""
+    for i, word in enumerate(args):
+        name, equals, value = word.partition("=")
+        if name in names and equals:
+            args[i] = f"{name}={change(value)}"
+        elif word in names and i + 1 < len(args):
+            args[i + 1] = change(args[i + 1])

@@ -1,0 +1,256 @@
+"""Loaders of clips for every stage."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, Literal, TypedDict
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+from cnnbert.data.dataset import Sample, VideoDataset
+from cnnbert.data.generated import GeneratedActions
+from cnnbert.data.readers import DecordReader, VideoReader
+from cnnbert.data.records import VideoRecord
+from cnnbert.data.samplers import CenterClip, ClipSampler, RandomClip, UniformClips
+from cnnbert.data.sources import VideoSource
+from cnnbert.data.transforms import EvalTransform, TrainTransform
+from cnnbert.errors import InputError, VideoReadError
+from cnnbert.machine import num_cores
+
+
+class Batch(TypedDict):
+    """Samples stacked: B videos of V views each, and the videos that could not be read."""
+
+    index: Tensor
+    label: Tensor
+    clip: Tensor
+    failures: list[VideoReadError]
+
+
+class VideoDataModule(LightningDataModule):
+    """Streams clips of the videos of a source.
+
+    Training takes a random clip of a video, crops it at several scales and mirrors it; validation takes the centre
+    clip; testing and predicting take `num_clips` clips spread over the video, `num_crops` crops of each.
+
+    Args:
+        source: The videos and their labels; generated clips by default.
+        clip_length: Frames of a clip (T).
+        stride: Frames from one frame of a clip to the next; 1 takes consecutive frames.
+        frame_size: Height and width of the frames that the network sees, in pixels.
+        resize: What frames are scaled to before cropping: the short side, keeping the aspect, or [height, width].
+        flip_probability: How often a training clip is mirrored, in [0, 1].
+        mirrored: The class that a class turns into when mirrored, such as {turn_left: turn_right,
+            turn_right: turn_left}; what the source says by default.
+        num_clips: Clips of a video for testing and predicting; 1 takes the centre clip.
+        num_crops: Crops of a clip for testing and predicting: 1 (centre), 3 (along the longer side) or 10 (corners
+            and centre, mirrored too).
+        reader: Opens the files.
+        batch_size: Clips a step and device; testing takes as many videos as hold about this many clips.
+        num_workers: Processes that read videos, a device; by default one a CPU core, at most 8.
+        class_names: The classes in the order of the model's outputs. By default the source's; a checkpoint brings
+            its own, and the source's must be among them.
+        seed: Seeds shuffling, sampling and augmentation; by default the run's (`seed_everything`).
+    """
+
+    def __init__(
+        self,
+        source: VideoSource | None = None,
+        clip_length: int = 32,
+        stride: int = 1,
+        frame_size: int = 112,
+        resize: int | tuple[int, int] = (128, 170),
+        flip_probability: float = 0.5,
+        mirrored: dict[str, str] | None = None,
+        num_clips: int = 1,
+        num_crops: Literal[1, 3, 10] = 1,
+        reader: VideoReader | None = None,
+        batch_size: int = 8,
+        num_workers: int | None = None,
+        class_names: list[str] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in {"clip_length": clip_length, "stride": stride, "frame_size": frame_size}.items():
+            if value < 1:
+                raise InputError(f"{name}={value} must be at least 1")
+        if num_clips < 1 or batch_size < 1:
+            raise InputError(f"num_clips={num_clips} and batch_size={batch_size} must be at least 1")
+        if not 0 <= flip_probability <= 1:
+            raise InputError(f"flip_probability={flip_probability} must be in [0, 1]")
+        self.save_hyperparameters(logger=False)
+        self.source = GeneratedActions() if source is None else source
+        self.clip_length = clip_length
+        self.stride = stride
+        self.frame_size = frame_size
+        self.resize = resize
+        self.flip_probability = flip_probability
+        self.mirrored = mirrored
+        self.num_clips = num_clips
+        self.num_crops = num_crops
+        self.reader = DecordReader() if reader is None else reader
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.given_class_names = class_names
+        self.seed = seed
+        self.datasets: dict[str, VideoDataset] = {}
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The classes in the order of the model's outputs."""
+        names = self.source.class_names if self.given_class_names is None else self.given_class_names
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise InputError(f"the classes must be at least two and all different; given: {', '.join(names)}")
+        return names
+
+    def protocol(self, split: str) -> str:
+        """Return in words how the videos of a split are viewed."""
+        num_clips, num_crops = (1, 1) if split == "val" else (self.num_clips, self.num_crops)
+        clips = "centre clip" if num_clips == 1 else f"{num_clips} clips"
+        crops = "centre crop" if num_crops == 1 else f"{num_crops} crops"
+        mean = ", mean of logits" if num_clips * num_crops > 1 else ""
+        return f"{clips} x {crops}, {self.clip_length} frames, stride {self.stride}{mean}"
+
+    def prepare_data(self) -> None:
+        """Make the source's files exist."""
+        self.source.prepare()
+
+    def setup(self, stage: str) -> None:
+        """List the videos of a stage and check their labels."""
+        splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[
+            stage
+        ]
+        for split in splits:
+            records = self.source.records(split)
+            if split != "predict":
+                self._check(split, records)
+            self.datasets[split] = self._dataset(split, records)
+
+    def _check(self, split: str, records: list[VideoRecord]) -> None:
+        if not records:
+            raise InputError(
+                f"the source has no video in the split {split!r}; add some, or raise its fraction"
+            )
+        counts = Counter(record.label for record in records)
+        unknown = sorted(str(label) for label in counts if label not in self.class_names)
+        if unknown:
+            raise InputError(
+                f"the {split} videos have labels that the model does not know: {', '.join(unknown)}; "
+                f"its classes are {', '.join(self.class_names)}"
+            )
+        if split == "train" and len(counts) < len(self.class_names):
+            absent = [name for name in self.class_names if name not in counts]
+            raise InputError(
+                f"no training video has the class {', '.join(absent)}; add some or drop the class"
+            )
+
+    def _dataset(self, split: str, records: list[VideoRecord]) -> VideoDataset:
+        sampler: ClipSampler
+        if split == "train":
+            mirrored = self.source.mirrored if self.mirrored is None else self.mirrored
+            unknown = sorted({*mirrored, *mirrored.values()} - set(self.class_names))
+            if unknown:
+                raise InputError(
+                    f"mirrored names {', '.join(unknown)}; classes are {', '.join(self.class_names)}"
+                )
+            return VideoDataset(
+                records,
+                self.class_names,
+                self.reader,
+                RandomClip(self.clip_length, self.stride),
+                TrainTransform(self.frame_size, self.resize),
+                seed=self._seed,
+                flip_probability=self.flip_probability,
+                mirrored=mirrored,
+            )
+        if split == "val" or self.num_clips == 1:
+            sampler = CenterClip(self.clip_length, self.stride)
+        else:
+            sampler = UniformClips(self.clip_length, self.stride, self.num_clips)
+        transform = EvalTransform(self.frame_size, self.resize, 1 if split == "val" else self.num_crops)
+        return VideoDataset(records, self.class_names, self.reader, sampler, transform)
+
+    @property
+    def _seed(self) -> int:
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the training clips, in an order of its own every epoch."""
+        rank, world_size = self._rank_and_world_size()
+        sampler = EpochSampler(self.datasets["train"], world_size, rank, shuffle=True, seed=self._seed)
+        return self._loader("train", sampler, self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the validation clips, in the source's order."""
+        return self._evaluation_loader("val", self.batch_size)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the test views, in the source's order."""
+        return self._evaluation_loader("test", self._videos_a_batch)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the views to predict, in the source's order."""
+        return self._evaluation_loader("predict", self._videos_a_batch)
+
+    @property
+    def _videos_a_batch(self) -> int:
+        return max(1, self.batch_size // (self.num_clips * self.num_crops))
+
+    def _evaluation_loader(self, split: str, batch_size: int) -> DataLoader[Any]:
+        rank, world_size = self._rank_and_world_size()
+        # Repeats videos until every process has as many as the others; the metrics count each video once.
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            self.datasets[split], world_size, rank, shuffle=False
+        )
+        return self._loader(split, sampler, batch_size)
+
+    def _loader(self, split: str, sampler: DistributedSampler[Any], batch_size: int) -> DataLoader[Any]:
+        workers = self.num_workers
+        if workers is None:
+            local = 1 if self.trainer is None else self.trainer.num_devices
+            workers = max(1, min(8, num_cores() // local))
+        return DataLoader(
+            self.datasets[split],
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+        )
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Stop the run over a video that could not be read."""
+        for failure in batch["failures"]:
+            raise failure
+        return batch
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Gives (epoch, index) in place of the index, so that a sample's random draws can depend on its epoch."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over this process's part of the epoch."""
+        return ((self.epoch, index) for index in super().__iter__())
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack samples into a batch: clip uint8 (B, V, 3, T, H, W), label and index int64 (B,); failures set apart."""
+    read = [sample for sample in samples if "clip" in sample]
+    return {
+        "index": torch.tensor([sample["index"] for sample in read], dtype=torch.int64),
+        "label": torch.tensor([sample["label"] for sample in read], dtype=torch.int64),
+        "clip": torch.stack([sample["clip"] for sample in read])
+        if read
+        else torch.empty(0, dtype=torch.uint8),
+        "failures": [sample["failure"] for sample in samples if "failure" in sample],
+    }

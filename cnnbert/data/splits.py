@@ -1,0 +1,46 @@
+"""Divides records into train, val and test where a data set does not say which is which."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+from cnnbert.data.records import VideoRecord
+
+
+def split_records(
+    records: Sequence[VideoRecord], fractions: Mapping[str, float], seed: int = 0
+) -> dict[str, list[VideoRecord]]:
+    """Divide records among splits, a class at a time in the same shares, without parting a group.
+
+    Groups are taken from the largest to the smallest, in an order drawn from the seed among equals, and each goes
+    to the split that lacks most of its classes' clips. The same records and seed give the same division.
+
+    Args:
+        records: What to divide. Records without a group are their own group.
+        fractions: The share of each split, in [0, 1], summing to 1; shares of 0 stay empty.
+        seed: Chooses among the divisions that are equally good.
+
+    Returns:
+        The records of each split, in the order given.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, record in enumerate(records):
+        groups[f"group {record.group}" if record.group is not None else f"record {i:09d}"].append(i)
+    order = sorted(groups)
+    random.Random(seed).shuffle(order)
+    order.sort(key=lambda name: -len(groups[name]))
+
+    totals = Counter(record.label for record in records)
+    missing = {(split, label): share * n for split, share in fractions.items() for label, n in totals.items()}
+    splits = [split for split, share in fractions.items() if share > 0]
+    chosen: dict[int, str] = {}
+    for name in order:
+        counts = Counter(records[i].label for i in groups[name])
+        need = {s: sum(n * missing[s, label] / totals[label] for label, n in counts.items()) for s in splits}
+        best = max(splits, key=lambda s: need[s])
+        for label, n in counts.items():
+            missing[best, label] -= n
+        chosen.update(dict.fromkeys(groups[name], best))
+    return {split: [r for i, r in enumerate(records) if chosen[i] == split] for split in fractions}

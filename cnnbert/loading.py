@@ -1,0 +1,72 @@
+"""Models without the command line: the one that a config describes, and the one that a run has trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from pytorch_lightning import Trainer
+from pytorch_lightning.cli import LightningArgumentParser, instantiate_module
+from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters_context
+
+from cnnbert import backbones, heads  # noqa: F401  (their classes are known by their short names)
+from cnnbert.data.datamodule import VideoDataModule
+from cnnbert.errors import InputError
+from cnnbert.runs import read_checkpoint
+from cnnbert.shipped import find_config
+from cnnbert.tasks.recognition import ActionRecognition
+
+
+def build(config: str | Path, class_names: Sequence[str], overrides: Sequence[str] = ()) -> ActionRecognition:
+    """Return the untrained model of a config, in evaluation mode on the CPU.
+
+    Args:
+        config: A run's config: a path, or the name of a shipped one such as `resnext_bert.yaml`.
+        class_names: The classes in the order of the outputs (K of them).
+        overrides: Settings that win over the config's, as on the command line: `model.head.num_heads=4`.
+
+    Returns:
+        The model: `model(clips)` gives logits (B, K) for clips (B, 3, T, H, W), uint8 or floating point on the
+        [0, 1] scale.
+
+    Raises:
+        InputError: There is no such config, or a setting that it does not know.
+    """
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--seed_everything", type=bool | int, default=0)
+    parser.add_lightning_class_args(ActionRecognition, "model")
+    parser.add_lightning_class_args(VideoDataModule, "data")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.link_arguments("data.clip_length", "model.clip_length")
+    given = [override if override.startswith("--") else f"--{override}" for override in overrides]
+    names = f"--model.class_names={yaml.safe_dump(list(class_names), default_flow_style=True)}"
+    try:
+        settings = parser.parse_args([f"--config={find_config(str(config))}", *given, names])
+    except Exception as error:
+        raise InputError(f"{config}: {error}") from error
+    dump = yaml.safe_load(parser.dump(settings, skip_link_targets=False, skip_none=False))["model"]
+    # As Lightning's command line does it, so that a checkpoint of this model can be loaded again.
+    with _given_hyperparameters_context(dump, "pytorch_lightning.cli.instantiate_module"):
+        return instantiate_module(ActionRecognition, dump).eval()
+
+
+def load(checkpoint: str | Path) -> ActionRecognition:
+    """Return the trained model of a checkpoint, in evaluation mode on the CPU.
+
+    Args:
+        checkpoint: A file that `cnnbert fit` wrote.
+
+    Returns:
+        The model: `model(clips)` gives logits (B, K) for clips (B, 3, T, H, W), uint8 or floating point on the
+        [0, 1] scale; `model.class_names` names the K classes.
+
+    Raises:
+        InputError: The file is not such a checkpoint.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {checkpoint}")
+    read_checkpoint(path)
+    return ActionRecognition.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()

@@ -1,0 +1,82 @@
+"""Where a run's files lie, and how a checkpoint of an earlier run is found and read."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnnbert.errors import InputError
+
+CHECKPOINTS = "checkpoints"
+
+
+def new_run_folder(root: Path, name: str, command: str) -> Path:
+    """Return a folder that does not exist yet, `root/name/COMMAND-DATE-TIME`; nothing is made."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = root / name / f"{command}-{stamp}"
+    number = 2
+    while folder.exists():
+        folder = root / name / f"{command}-{stamp}-{number}"
+        number += 1
+    return folder
+
+
+def run_name(checkpoint: Path) -> str:
+    """Return the name of the run that a checkpoint lies in, or the file's own where it lies elsewhere."""
+    inside = checkpoint.parent.name == CHECKPOINTS and len(checkpoint.parents) > 2
+    return checkpoint.parents[2].name if inside else checkpoint.stem
+
+
+def find_checkpoint(name: str, root: Path, run: str | None) -> Path:
+    """Return the path of a checkpoint: a file, or the newest `last` or `best` one below `root`.
+
+    Args:
+        name: A path, `last` or `best`.
+        root: The folder of all runs.
+        run: The name of the runs to look among; None for all.
+
+    Raises:
+        InputError: There is none.
+    """
+    if name not in ("last", "best"):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise InputError(f"there is no checkpoint {name}; give a file, `last` or `best`")
+        return path
+    pattern = f"{run or '*'}/*/{CHECKPOINTS}/{name}.ckpt"
+    found = sorted(root.glob(pattern), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError(f"there is no checkpoint {root / pattern}; run `cnnbert fit` first, or give a file")
+    return found[-1]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint of `cnnbert fit` holds; nothing in it is executed.
+
+    Raises:
+        InputError: The file is not such a checkpoint, or is damaged.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from None
+    if not isinstance(checkpoint, dict) or "_instantiator" not in checkpoint.get("hyper_parameters", {}):
+        raise InputError(
+            f"{path} is not a checkpoint of `cnnbert fit`: it does not hold the model's settings"
+        )
+    return checkpoint
+
+
+def checkpoint_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a run's config that a checkpoint knows: its `model`, and its `data` with its classes."""
+    model = dict(checkpoint["hyper_parameters"])
+    data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
+    class_names = model.pop("class_names")
+    for settings in (model, data):
+        settings.pop("_instantiator", None)
+    data["clip_length"] = model.pop("clip_length")
+    return {"model": model, "data": {**data, "class_names": class_names}}

@@ -1,0 +1,244 @@
+"""Trains and judges a network that gives every video one label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LinearLR
+
+from cnnbert.backbones.base import Backbone
+from cnnbert.data.datamodule import Batch
+from cnnbert.errors import InputError
+from cnnbert.heads.base import Head
+from cnnbert.machine import prefers_channels_last
+from cnnbert.tasks.metrics import VideoScores, accuracies
+
+
+class ActionRecognition(LightningModule):
+    """Classifies videos: a backbone turns clips into features, a head turns features into logits.
+
+    The defaults are the recipe of Garg & Murugan 2021: AdamW with a learning rate of 1e-4, divided by 10 when the
+    validation loss has not fallen for 5 epochs; the weight decay of 1e-3, which the paper leaves open, is that of LTM
+    (artest08/LateTemporalModeling3DCNN).
+
+    Args:
+        backbone: Turns clips into a grid of features.
+        head: Turns features into logits; a class of head with its own arguments.
+        class_names: The classes in the order of the outputs (K of them).
+        clip_length: Frames of the clips that the network is trained on.
+        optimizer: Any torch optimizer.
+        scheduler: Any torch learning rate scheduler, or null for a constant rate. ReduceLROnPlateau takes the metric
+            to watch as `monitor`.
+        scheduler_interval: Whether the scheduler moves on after an epoch or after a step.
+        warmup_steps: Steps over which the learning rate rises linearly from a hundredth to its full value.
+        backbone_lr_factor: Learning rate of the backbone over that of the head, above 0.
+        decay_everything: Whether weight decay applies to norms, biases, class token and positions too, as in LTM.
+        freeze_backbone: Whether the backbone keeps its weights and its BatchNorm statistics, so that only the head
+            is trained.
+        label_smoothing: Share of the target spread over all classes in training, in [0, 1).
+        class_weights: Weight of each class in the training loss, in the order of class_names; all 1 by default.
+        memory_format: Layout of the convolutions' tensors; `auto` takes the faster one for the machine.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Callable[[int, int], Head],
+        class_names: list[str],
+        clip_length: int = 32,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-4, weight_decay=1e-3),
+        scheduler: LRSchedulerCallable | None = lambda optimizer: ReduceLROnPlateau(
+            optimizer, monitor="val/loss", patience=5
+        ),
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        warmup_steps: int = 0,
+        backbone_lr_factor: float = 1.0,
+        decay_everything: bool = True,
+        freeze_backbone: bool = False,
+        label_smoothing: float = 0.0,
+        class_weights: list[float] | None = None,
+        memory_format: Literal["auto", "channels_first", "channels_last"] = "auto",
+    ) -> None:
+        super().__init__()
+        if class_weights is not None and len(class_weights) != len(class_names):
+            raise InputError(
+                f"class_weights has {len(class_weights)} numbers; give one for each of the {len(class_names)} classes"
+            )
+        if class_weights is not None and min(class_weights) < 0:
+            raise InputError(f"class_weights={class_weights} must not be negative")
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"label_smoothing={label_smoothing} must be in [0, 1)")
+        if backbone_lr_factor <= 0:
+            raise InputError(
+                f"backbone_lr_factor={backbone_lr_factor} must be above 0; freeze_backbone stops it"
+            )
+        if warmup_steps < 0:
+            raise InputError(f"warmup_steps={warmup_steps} must not be negative")
+        self.save_hyperparameters(logger=False)
+        self.class_names = class_names
+        self.clip_length = clip_length
+        self.backbone = backbone
+        self.head = head(backbone.out_channels, len(class_names))
+        self.head.set_num_steps(backbone.num_steps(clip_length))
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.scheduler_interval = scheduler_interval
+        self.warmup_steps = warmup_steps
+        self.backbone_lr_factor = backbone_lr_factor
+        self.decay_everything = decay_everything
+        self.freeze_backbone = freeze_backbone
+        self.memory_format = memory_format
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.loss = nn.CrossEntropyLoss(weights, label_smoothing=label_smoothing)
+        self.loss.register_buffer("weight", weights, persistent=False)  # kept out of the checkpoint's tensors
+        self.scores = VideoScores()
+        if freeze_backbone:
+            self.backbone.requires_grad_(False)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Return the logits (B, K) of clips (B, C, T, H, W), uint8 or floating point on the [0, 1] scale."""
+        return self.head(self.backbone(clips))
+
+    def train(self, mode: bool = True) -> ActionRecognition:
+        """Switch to training or evaluation; a frozen backbone stays in evaluation."""
+        super().train(mode)
+        if self.freeze_backbone:
+            self.backbone.eval()
+        return self
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether convolutions run with the channels innermost on the trainer's device."""
+        if self.memory_format == "auto":
+            return prefers_channels_last(self.trainer.strategy.root_device, str(self.trainer.precision))
+        return self.memory_format == "channels_last"
+
+    def setup(self, stage: str) -> None:
+        """Check that the clips fit the backbone and lay out its weights for the machine."""
+        if self.trainer.datamodule is not None:  # type: ignore[attr-defined]
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.backbone.check_clip(data.clip_length, data.frame_size, data.frame_size)
+        if self.channels_last:
+            self.backbone.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch, each view a clip with its video's label."""
+        num_views = batch["clip"].shape[1]
+        label = batch["label"].repeat_interleave(num_views)  # (B*V,)
+        logits = self(batch["clip"].flatten(0, 1))  # (B*V, K)
+        loss = self.loss(logits.float(), label)
+        top1 = (logits.argmax(1) == label).float().mean()
+        values = {"train/loss": loss, "train/clip_top1": top1}
+        self.log_dict(values, prog_bar=True, batch_size=len(label))
+        return loss
+
+    def view_logits(self, clips: Tensor) -> Tensor:
+        """Return the logits (B, V, K) of every view of clips (B, V, C, T, H, W)."""
+        logits = self(clips.flatten(0, 1))  # (B*V, K)
+        return logits.unflatten(0, clips.shape[:2])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect the scores of a batch."""
+        self.scores.update(batch["index"], batch["label"], self.view_logits(batch["clip"]))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect the scores of a batch."""
+        self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the probabilities (B, K) of a batch's videos, and collect their scores."""
+        logits = self.view_logits(batch["clip"])
+        self.scores.update(batch["index"], batch["label"], logits)
+        return F.softmax(logits.float().mean(1), dim=1)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the videos of the epoch before."""
+        self.scores.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the videos of the epoch before."""
+        self.scores.reset()
+
+    def on_predict_epoch_start(self) -> None:
+        """Forget the videos of the epoch before."""
+        self.scores.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the accuracies of the validation videos."""
+        self._log_accuracies("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the accuracies of the test videos."""
+        self._log_accuracies("test")
+
+    def _log_accuracies(self, stage: str) -> None:
+        values = accuracies(self.scores.compute())
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name in ("loss", "top1"), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer with its groups of parameters, and its schedulers."""
+        optimizer = self.optimizer(self._parameter_groups())
+        for group in optimizer.param_groups:
+            if group["name"].startswith("backbone"):
+                group["lr"] *= self.backbone_lr_factor
+        schedulers: list[dict[str, Any]] = []
+        if self.warmup_steps > 0:
+            warmup = LinearLR(optimizer, start_factor=0.01, total_iters=self.warmup_steps)
+            schedulers.append({"scheduler": warmup, "interval": "step", "name": "warmup"})
+        if self.scheduler is not None:
+            scheduler = self.scheduler(optimizer)
+            entry: dict[str, Any] = {
+                "scheduler": scheduler,
+                "interval": self.scheduler_interval,
+                "name": "lr",
+            }
+            if isinstance(scheduler, ReduceLROnPlateau):
+                entry["monitor"] = scheduler.monitor
+            schedulers.append(entry)
+        return [optimizer], schedulers
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        groups: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            part = "backbone" if name.startswith("backbone.") else "head"
+            spared = parameter.ndim < 2 or name.removeprefix("head.") in self.head.undecayed
+            if spared and not self.decay_everything:
+                part += "/undecayed"
+            groups.setdefault(part, []).append(parameter)
+        return [
+            {
+                "name": name,
+                "params": parameters,
+                **({"weight_decay": 0.0} if name.endswith("/undecayed") else {}),
+            }
+            for name, parameters in groups.items()
+        ]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another model, naming what differs."""
+        theirs, ours = checkpoint["state_dict"], self.state_dict()
+        missing = [name for name in ours if name not in theirs]
+        extra = [name for name in theirs if name not in ours]
+        resized = [
+            f"{name} {tuple(theirs[name].shape)} instead of {tuple(ours[name].shape)}"
+            for name in ours
+            if name in theirs and theirs[name].shape != ours[name].shape and name not in self.head.resizable
+        ]
+        differences = {"without": missing, "with": extra, "with other shapes:": resized}
+        told = [
+            f"{word} {', '.join(names[:3])} ({len(names)})" for word, names in differences.items() if names
+        ]
+        if told:
+            raise InputError(
+                f"the checkpoint is of another model than {type(self.backbone).__name__} with "
+                f"{type(self.head).__name__}: {'; '.join(told)}; leave out --config to test the checkpoint's own model"
+            )
