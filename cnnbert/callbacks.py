@@ -5,20 +5,19 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.machine import describe
 from cnnbert.tasks.recognition import ActionRecognition
-
 
 METRICS = {
     "top1": "video top-1",
@@ -33,8 +32,8 @@ METRICS = {
 class SaveRunConfig(SaveConfigCallback):
     """Writes the resolved config into the run's folder and hands it to the loggers."""
 
-    def __init__(self, *args: Any, folder: Path, **kwargs: Any) -> None:
-        super().__init__(*args, save_to_log_dir=False, **kwargs)
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, folder: Path) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
         self.folder = folder
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -71,9 +71,7 @@ class RunCLI(LightningCLI):
         self.name = None if config is None else Path(config).stem
         self.root = Path(_option(args, ("--trainer.default_root_dir",)) or "runs")
         self.resumed = None
-        _replace(
-            args, CONFIG_OPTIONS, lambda name: str(find_config(name)) if name.endswith(".yaml") else name
-        )
+        _replace(args, CONFIG_OPTIONS, lambda name: str(find_config(name)) if name.endswith(".yaml") else name)
         wanted = _option(args, ("--ckpt_path",))
         if wanted is not None:
             checkpoint = find_checkpoint(wanted, self.root, self.name)
@@ -138,9 +136,7 @@ class RunCLI(LightningCLI):
             folder = self.folder / CHECKPOINTS
             if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
                 callbacks += [
-                    ModelCheckpoint(
-                        folder, "best", monitor="val/top1", mode="max", enable_version_counter=False
-                    ),
+                    ModelCheckpoint(folder, "best", monitor="val/top1", mode="max", enable_version_counter=False),
                     ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_exception=True),
                 ]
         elif self.subcommand in ("test", "predict"):

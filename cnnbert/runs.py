@@ -65,9 +65,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from None
     if not isinstance(checkpoint, dict) or "_instantiator" not in checkpoint.get("hyper_parameters", {}):
-        raise InputError(
-            f"{path} is not a checkpoint of `cnnbert fit`: it does not hold the model's settings"
-        )
+        raise InputError(f"{path} is not a checkpoint of `cnnbert fit`: it does not hold the model's settings")
     return checkpoint
 
 

@@ -56,8 +56,7 @@ class Backbone(nn.Module, ABC):
         name = type(self).__name__
         if clip_length < self.temporal_stride:
             raise InputError(
-                f"clip_length={clip_length} is too short for {name}; "
-                f"it needs at least {self.temporal_stride} frames"
+                f"clip_length={clip_length} is too short for {name}; it needs at least {self.temporal_stride} frames"
             )
         if min(height, width) < self.spatial_stride:
             raise InputError(

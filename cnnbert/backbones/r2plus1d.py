@@ -115,9 +115,7 @@ class BasicBlock(nn.Module):
 
 def _stage(in_channels: int, out_channels: int, num_blocks: int, stride: int, ig65m: bool) -> nn.Sequential:
     first = BasicBlock(in_channels, out_channels, stride, ig65m)
-    return nn.Sequential(
-        first, *(BasicBlock(out_channels, out_channels, 1, ig65m) for _ in range(num_blocks - 1))
-    )
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1, ig65m) for _ in range(num_blocks - 1)))
 
 
 def _mid_channels(in_channels: int, out_channels: int) -> int:

@@ -44,9 +44,7 @@ class ResNeXt3D(Backbone):
             raise InputError(f"cardinality={cardinality} must be at least 1; try 32")
         if width < 1 or width % cardinality:
             nearest = cardinality * max(1, round(width / cardinality))
-            raise InputError(
-                f"width={width} must be a positive multiple of cardinality={cardinality}; try {nearest}"
-            )
+            raise InputError(f"width={width} must be a positive multiple of cardinality={cardinality}; try {nearest}")
         if last_block_channels is not None and (last_block_channels < 1 or last_block_channels % 64):
             nearest = 64 * max(1, round(last_block_channels / 64))
             raise InputError(
@@ -90,6 +88,4 @@ class ResNeXt3D(Backbone):
 def _stage(in_channels: int, planes: int, num_blocks: int, stride: int, cardinality: int) -> nn.Sequential:
     out_channels = Bottleneck.expansion * planes
     first = Bottleneck(in_channels, planes, cardinality, stride)
-    return nn.Sequential(
-        first, *(Bottleneck(out_channels, planes, cardinality) for _ in range(num_blocks - 1))
-    )
+    return nn.Sequential(first, *(Bottleneck(out_channels, planes, cardinality) for _ in range(num_blocks - 1)))

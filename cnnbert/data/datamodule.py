@@ -123,9 +123,7 @@ class VideoDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """List the videos of a stage and check their labels."""
-        splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[
-            stage
-        ]
+        splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
         for split in splits:
             records = self.source.records(split)
             if split != "predict":
@@ -134,9 +132,7 @@ class VideoDataModule(LightningDataModule):
 
     def _check(self, split: str, records: list[VideoRecord]) -> None:
         if not records:
-            raise InputError(
-                f"the source has no video in the split {split!r}; add some, or raise its fraction"
-            )
+            raise InputError(f"the source has no video in the split {split!r}; add some, or raise its fraction")
         counts = Counter(record.label for record in records)
         unknown = sorted(str(label) for label in counts if label not in self.class_names)
         if unknown:
@@ -146,9 +142,7 @@ class VideoDataModule(LightningDataModule):
             )
         if split == "train" and len(counts) < len(self.class_names):
             absent = [name for name in self.class_names if name not in counts]
-            raise InputError(
-                f"no training video has the class {', '.join(absent)}; add some or drop the class"
-            )
+            raise InputError(f"no training video has the class {', '.join(absent)}; add some or drop the class")
 
     def _dataset(self, split: str, records: list[VideoRecord]) -> VideoDataset:
         sampler: ClipSampler
@@ -156,9 +150,7 @@ class VideoDataModule(LightningDataModule):
             mirrored = self.source.mirrored if self.mirrored is None else self.mirrored
             unknown = sorted({*mirrored, *mirrored.values()} - set(self.class_names))
             if unknown:
-                raise InputError(
-                    f"mirrored names {', '.join(unknown)}; classes are {', '.join(self.class_names)}"
-                )
+                raise InputError(f"mirrored names {', '.join(unknown)}; classes are {', '.join(self.class_names)}")
             return VideoDataset(
                 records,
                 self.class_names,
@@ -205,9 +197,7 @@ class VideoDataModule(LightningDataModule):
     def _evaluation_loader(self, split: str, batch_size: int) -> DataLoader[Any]:
         rank, world_size = self._rank_and_world_size()
         # Repeats videos until every process has as many as the others; the metrics count each video once.
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            self.datasets[split], world_size, rank, shuffle=False
-        )
+        sampler: DistributedSampler[Any] = DistributedSampler(self.datasets[split], world_size, rank, shuffle=False)
         return self._loader(split, sampler, batch_size)
 
     def _loader(self, split: str, sampler: DistributedSampler[Any], batch_size: int) -> DataLoader[Any]:
@@ -249,8 +239,6 @@ def collate(samples: list[Sample]) -> Batch:
     return {
         "index": torch.tensor([sample["index"] for sample in read], dtype=torch.int64),
         "label": torch.tensor([sample["label"] for sample in read], dtype=torch.int64),
-        "clip": torch.stack([sample["clip"] for sample in read])
-        if read
-        else torch.empty(0, dtype=torch.uint8),
+        "clip": torch.stack([sample["clip"] for sample in read]) if read else torch.empty(0, dtype=torch.uint8),
         "failures": [sample["failure"] for sample in samples if "failure" in sample],
     }

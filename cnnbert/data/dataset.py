@@ -106,9 +106,7 @@ def _piece(record: VideoRecord, video: Video) -> tuple[int, int]:
         last = min(last, round(record.end_seconds * video.fps))
     if first >= video.num_frames:
         seconds = video.num_frames / video.fps
-        raise VideoReadError(
-            record.path, f"start_seconds={record.start_seconds:g} is past its end at {seconds:.2f} s"
-        )
+        raise VideoReadError(record.path, f"start_seconds={record.start_seconds:g} is past its end at {seconds:.2f} s")
     return first, max(last, first + 1)
 
 

@@ -13,7 +13,23 @@ from cnnbert.data.splits import split_records
 from cnnbert.errors import InputError
 
 VIDEO_SUFFIXES = frozenset(
-    ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .ts .webm .wmv".split()
+    [
+        ".3gp",
+        ".avi",
+        ".flv",
+        ".gif",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".ogv",
+        ".ts",
+        ".webm",
+        ".wmv",
+    ]
 )
 SPLITS = ("train", "val", "test")
 
@@ -55,9 +71,7 @@ class Folder(VideoSource):
         split_seed: Chooses among equally good divisions.
     """
 
-    def __init__(
-        self, root: str, val_fraction: float = 0.15, test_fraction: float = 0.15, split_seed: int = 0
-    ) -> None:
+    def __init__(self, root: str, val_fraction: float = 0.15, test_fraction: float = 0.15, split_seed: int = 0) -> None:
         _check_fractions(val_fraction, test_fraction)
         self.root = Path(root).expanduser()
         self.val_fraction = val_fraction
@@ -70,8 +84,7 @@ class Folder(VideoSource):
         names = sorted(self._class_folders(self._folders().get("train", self.root)))
         if not names:
             raise InputError(
-                f"{self.root} holds no class folders; expected {self.root}/CLASS/VIDEO or "
-                f"{self.root}/train/CLASS/VIDEO"
+                f"{self.root} holds no class folders; expected {self.root}/CLASS/VIDEO or {self.root}/train/CLASS/VIDEO"
             )
         return names
 

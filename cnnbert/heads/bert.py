@@ -73,9 +73,7 @@ class BERTHead(Head):
             best = min(divisors, key=lambda number: abs(number - num_heads))
             raise InputError(f"num_heads={num_heads} must divide the width {width}; try {best}")
         if feedforward_channels is not None and feedforward_channels < 1:
-            raise InputError(
-                f"feedforward_channels={feedforward_channels} must be at least 1; try {4 * width}"
-            )
+            raise InputError(f"feedforward_channels={feedforward_channels} must be at least 1; try {4 * width}")
         probabilities = {
             "mask_probability": (mask_probability, 0.2),
             "dropout": (dropout, 0.1),
@@ -93,8 +91,7 @@ class BERTHead(Head):
         nn.init.normal_(self.positions, std=0.02)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            TransformerBlock(width, num_heads, feedforward_channels or 4 * width, dropout)
-            for _ in range(num_layers)
+            TransformerBlock(width, num_heads, feedforward_channels or 4 * width, dropout) for _ in range(num_layers)
         )
         self.classifier_dropout = nn.Dropout(classifier_dropout)
         self.classifier = nn.Linear(width, num_classes)

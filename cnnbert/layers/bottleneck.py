@@ -28,9 +28,7 @@ class Bottleneck(nn.Module):
         out_channels = self.expansion * planes
         self.conv1 = nn.Conv3d(in_channels, planes, kernel_size=1, bias=False)
         self.bn1 = nn.BatchNorm3d(planes)
-        self.conv2 = nn.Conv3d(
-            planes, planes, kernel_size=3, stride=stride, padding=1, groups=cardinality, bias=False
-        )
+        self.conv2 = nn.Conv3d(planes, planes, kernel_size=3, stride=stride, padding=1, groups=cardinality, bias=False)
         self.bn2 = nn.BatchNorm3d(planes)
         self.conv3 = nn.Conv3d(planes, out_channels, kernel_size=1, bias=False)
         self.bn3 = nn.BatchNorm3d(out_channels)

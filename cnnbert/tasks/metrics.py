@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_accuracy
 
-
 STATES = ("index", "label", "logits")
 
 

@@ -75,9 +75,7 @@ class ActionRecognition(LightningModule):
         if not 0 <= label_smoothing < 1:
             raise InputError(f"label_smoothing={label_smoothing} must be in [0, 1)")
         if backbone_lr_factor <= 0:
-            raise InputError(
-                f"backbone_lr_factor={backbone_lr_factor} must be above 0; freeze_backbone stops it"
-            )
+            raise InputError(f"backbone_lr_factor={backbone_lr_factor} must be above 0; freeze_backbone stops it")
         if warmup_steps < 0:
             raise InputError(f"warmup_steps={warmup_steps} must not be negative")
         self.save_hyperparameters(logger=False)
@@ -125,7 +123,7 @@ class ActionRecognition(LightningModule):
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.backbone.check_clip(data.clip_length, data.frame_size, data.frame_size)
         if self.channels_last:
-            self.backbone.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            self.backbone.to(memory_format=torch.channels_last_3d)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch, each view a clip with its video's label."""
@@ -234,9 +232,7 @@ class ActionRecognition(LightningModule):
             if name in theirs and theirs[name].shape != ours[name].shape and name not in self.head.resizable
         ]
         differences = {"without": missing, "with": extra, "with other shapes:": resized}
-        told = [
-            f"{word} {', '.join(names[:3])} ({len(names)})" for word, names in differences.items() if names
-        ]
+        told = [f"{word} {', '.join(names[:3])} ({len(names)})" for word, names in differences.items() if names]
         if told:
             raise InputError(
                 f"the checkpoint is of another model than {type(self.backbone).__name__} with "

@@ -46,9 +46,7 @@ def test_every_exported_backbone_has_a_case() -> None:
 @every_case
 @pytest.mark.parametrize("extra_frames", [0, 1])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 3)])
-def test_output_shape(
-    cls: type[Backbone], arguments: dict, extra_frames: int, rows: int, columns: int
-) -> None:
+def test_output_shape(cls: type[Backbone], arguments: dict, extra_frames: int, rows: int, columns: int) -> None:
     backbone = build(cls, arguments).eval()
     frames = backbone.temporal_stride + extra_frames
     size = (rows * backbone.spatial_stride, columns * backbone.spatial_stride)
@@ -103,9 +101,7 @@ def test_too_small_a_clip_names_a_size_that_works(cls: type[Backbone], arguments
 
 
 @every_case
-def test_construction_needs_no_network(
-    cls: type[Backbone], arguments: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_construction_needs_no_network(cls: type[Backbone], arguments: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a constructor opened a socket")
 

@@ -62,8 +62,7 @@ def test_features_equal_torchvision(depth, build) -> None:
 def test_norm_settings() -> None:
     with torch.device("meta"):
         norms = {
-            depth: [m for m in R2Plus1D(depth).modules() if isinstance(m, nn.BatchNorm3d)]
-            for depth in (10, 18, 34)
+            depth: [m for m in R2Plus1D(depth).modules() if isinstance(m, nn.BatchNorm3d)] for depth in (10, 18, 34)
         }
     assert {m.eps for m in norms[34]} == {1e-3}
     assert {m.eps for m in norms[18] + norms[10]} == {1e-5}

@@ -58,9 +58,7 @@ def test_published_checkpoint_fits() -> None:
     with torch.device("meta"):
         found = shapes(ResNeXt3D())
     assert found == {
-        name.removeprefix("module."): shape
-        for name, shape in table.items()
-        if not name.startswith("module.fc.")
+        name.removeprefix("module."): shape for name, shape in table.items() if not name.startswith("module.fc.")
     }
 
 

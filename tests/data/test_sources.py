@@ -43,9 +43,7 @@ def test_folder_is_divided_by_class(tmp_path):
 def test_folder_keeps_given_splits(tmp_path):
     touch(tmp_path, "train/a/1.mp4", "train/b/2.AVI", "val/a/3.mp4", "test/b/4.mkv")
     source = Folder(str(tmp_path))
-    listed = {
-        split: [(Path(r.path).name, r.label) for r in source.records(split)] for split in ("train", "val")
-    }
+    listed = {split: [(Path(r.path).name, r.label) for r in source.records(split)] for split in ("train", "val")}
     assert listed == {"train": [("1.mp4", "a"), ("2.AVI", "b")], "val": [("3.mp4", "a")]}
     assert [r.label for r in source.records("test")] == ["b"]
     assert [r.label for r in source.records("predict")] == ["b", "a", "b", "a"]
@@ -63,9 +61,7 @@ def test_folder_predicts_anything(tmp_path):
     touch(tmp_path, "new.mp4", "deep/er/new.webm", "notes.txt")
     records = Folder(str(tmp_path)).records("predict")
     assert [(Path(r.path).name, r.label) for r in records] == [("new.webm", "deep"), ("new.mp4", None)]
-    assert [r.path for r in Folder(str(tmp_path / "new.mp4")).records("predict")] == [
-        str(tmp_path / "new.mp4")
-    ]
+    assert [r.path for r in Folder(str(tmp_path / "new.mp4")).records("predict")] == [str(tmp_path / "new.mp4")]
 
 
 @pytest.mark.parametrize(
@@ -115,9 +111,7 @@ def test_csv_keeps_groups_together(tmp_path):
     names = [f"p{person}_{label}.mp4" for person in range(10) for label in ("sit", "run")]
     touch(tmp_path, *names)
     lines = [f"{n},{n.split('_')[1][:-4]},{n.split('_')[0]}" for n in names]
-    source = CSVManifest(
-        write(tmp_path / "x.csv", "path,label,group\n" + "\n".join(lines)), None, None, 0.2, 0.2
-    )
+    source = CSVManifest(write(tmp_path / "x.csv", "path,label,group\n" + "\n".join(lines)), None, None, 0.2, 0.2)
     groups = {split: {r.group for r in source.records(split)} for split in ("train", "val", "test")}
     assert {split: len(people) for split, people in groups.items()} == {"train": 6, "val": 2, "test": 2}
     assert not groups["train"] & groups["val"] and not groups["test"] & (groups["train"] | groups["val"])
@@ -172,9 +166,7 @@ def test_csv_label_outside_the_classes(tmp_path):
 
 
 def test_splitting_is_fair_to_small_classes():
-    records = [
-        VideoRecord(f"{label}{i}", label) for label, n in {"big": 90, "small": 10}.items() for i in range(n)
-    ]
+    records = [VideoRecord(f"{label}{i}", label) for label, n in {"big": 90, "small": 10}.items() for i in range(n)]
     splits = split_records(records, {"train": 0.7, "val": 0.2, "test": 0.1}, seed=3)
     assert {s: Counter(r.label for r in rs) for s, rs in splits.items()} == {
         "train": {"big": 63, "small": 7},

@@ -120,9 +120,7 @@ def test_formulas_with_masking() -> None:
     assert (expected - reference(head, features)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    "variant", [{"norm": "torch"}, {"order": "post"}, {"gelu": "erf"}, {"positions": False}]
-)
+@pytest.mark.parametrize("variant", [{"norm": "torch"}, {"order": "post"}, {"gelu": "erf"}, {"positions": False}])
 def test_formulas_tell_the_variants_apart(variant: dict) -> None:
     head, features = trained_head().eval(), random_features()
     assert (head(features) - reference(head, features, **variant)).abs().max() > 1e-4
@@ -221,9 +219,7 @@ def test_another_length_interpolates_the_positions(steps: int) -> None:
 
 
 @pytest.mark.parametrize("assign", [False, True])
-def test_loading_another_length_interpolates_and_says_so(
-    assign: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_loading_another_length_interpolates_and_says_so(assign: bool, caplog: pytest.LogCaptureFixture) -> None:
     saved = torch.nn.ModuleDict({"head": BERTHead(CHANNELS, CLASSES, num_steps=4)}).eval()
     loaded = torch.nn.ModuleDict({"head": BERTHead(CHANNELS, CLASSES, num_steps=8)}).eval()
     state = saved.state_dict()

@@ -114,9 +114,7 @@ def test_classifier_starts_from_xavier_and_zero(cls: type[Head], arguments: dict
 
 
 @every_case
-def test_construction_needs_no_network(
-    cls: type[Head], arguments: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_construction_needs_no_network(cls: type[Head], arguments: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a constructor opened a socket")
 
