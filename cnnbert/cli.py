@@ -83,6 +83,9 @@ class RunCLI(LightningCLI):
                 settings = str(self.resumed / "config.yaml")
             args[1:1] = ["--config", settings]
         self.config = parser.parse_args(args)
+        command = self.config.subcommand
+        if command != "fit" and self.config[command].ckpt_path is None:
+            raise InputError(f"{command} needs a trained model; give --ckpt_path and a file, `last` or `best`")
 
     def _parse_ckpt_path(self) -> None:
         """Keep Lightning from letting the checkpoint's settings win over the command line's."""
@@ -169,6 +172,9 @@ def main(args: list[str] | None = None) -> int:
     except (InputError, VideoReadError) as error:
         print(f"cnnbert: error: {error}", file=sys.stderr)
         return 1
+    finally:
+        if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
+            sys.modules["wandb"].finish()  # so that another run in this process gets a W&B run of its own
     return 0
 
 

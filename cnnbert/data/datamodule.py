@@ -213,6 +213,7 @@ class VideoDataModule(LightningDataModule):
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else each loader draws from the network's, more or less often by workers
         )
 
     def _rank_and_world_size(self) -> tuple[int, int]:

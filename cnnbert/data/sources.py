@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -13,35 +13,19 @@ from cnnbert.data.splits import split_records
 from cnnbert.errors import InputError
 
 VIDEO_SUFFIXES = frozenset(
-    [
-        ".3gp",
-        ".avi",
-        ".flv",
-        ".gif",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".ogv",
-        ".ts",
-        ".webm",
-        ".wmv",
-    ]
+    {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm"}
+    | {".wmv"}
 )
 SPLITS = ("train", "val", "test")
 
 
 class VideoSource(ABC):
-    """Lists the videos of a data set.
+    """Lists the videos of a data set."""
 
-    Attributes:
-        mirrored: For actions that change their name in a mirror (left and right), the name that each takes.
-    """
-
-    mirrored: dict[str, str] = {}
+    @property
+    def mirrored(self) -> Mapping[str, str]:
+        """For actions that change their name in a mirror (left and right), the name that each takes."""
+        return {}
 
     def prepare(self) -> None:
         """Make the files exist; called by one process before any video is listed. Most have nothing to do."""

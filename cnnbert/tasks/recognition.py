@@ -224,12 +224,13 @@ class ActionRecognition(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, naming what differs."""
         theirs, ours = checkpoint["state_dict"], self.state_dict()
+        resizable = {f"head.{name}" for name in self.head.resizable}
         missing = [name for name in ours if name not in theirs]
         extra = [name for name in theirs if name not in ours]
         resized = [
             f"{name} {tuple(theirs[name].shape)} instead of {tuple(ours[name].shape)}"
             for name in ours
-            if name in theirs and theirs[name].shape != ours[name].shape and name not in self.head.resizable
+            if name in theirs and theirs[name].shape != ours[name].shape and name not in resizable
         ]
         differences = {"without": missing, "with": extra, "with other shapes:": resized}
         told = [f"{word} {', '.join(names[:3])} ({len(names)})" for word, names in differences.items() if names]
