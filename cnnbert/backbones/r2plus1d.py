@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cnnbert.backbones.base import Backbone
 from cnnbert.errors import InputError
+from cnnbert.layers.conv import Conv3d
 
 NUM_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -44,10 +45,10 @@ class R2Plus1D(Backbone):
         blocks1, blocks2, blocks3, blocks4 = NUM_BLOCKS[depth]
         stem_channels = max(1, round(45 * width / 64))
         self.stem = nn.Sequential(
-            nn.Conv3d(3, stem_channels, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False),
+            Conv3d(3, stem_channels, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False),
             nn.BatchNorm3d(stem_channels),
             nn.ReLU(inplace=True),
-            nn.Conv3d(stem_channels, width, (3, 1, 1), padding=(1, 0, 0), bias=False),
+            Conv3d(stem_channels, width, (3, 1, 1), padding=(1, 0, 0), bias=False),
             nn.BatchNorm3d(width),
             nn.ReLU(inplace=True),
         )
@@ -104,7 +105,7 @@ class BasicBlock(nn.Module):
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
-                nn.Conv3d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
+                Conv3d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
                 nn.BatchNorm3d(out_channels),
             )
 
@@ -125,8 +126,8 @@ def _mid_channels(in_channels: int, out_channels: int) -> int:
 
 def _conv2plus1d(in_channels: int, mid_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv3d(in_channels, mid_channels, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False),
+        Conv3d(in_channels, mid_channels, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False),
         nn.BatchNorm3d(mid_channels),
         nn.ReLU(inplace=True),
-        nn.Conv3d(mid_channels, out_channels, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False),
+        Conv3d(mid_channels, out_channels, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False),
     )

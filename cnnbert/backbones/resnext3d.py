@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cnnbert.backbones.base import Backbone
 from cnnbert.errors import InputError
 from cnnbert.layers.bottleneck import Bottleneck, reduction_block
+from cnnbert.layers.conv import Conv3d
 
 NUM_BLOCKS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -60,7 +61,7 @@ class ResNeXt3D(Backbone):
         )
         blocks1, blocks2, blocks3, blocks4 = NUM_BLOCKS[depth]
         stem_channels = (width + 1) // 2
-        self.conv1 = nn.Conv3d(3, stem_channels, kernel_size=7, stride=(1, 2, 2), padding=3, bias=False)
+        self.conv1 = Conv3d(3, stem_channels, kernel_size=7, stride=(1, 2, 2), padding=3, bias=False)
         self.bn1 = nn.BatchNorm3d(stem_channels)
         self.maxpool = nn.MaxPool3d(kernel_size=3, stride=2, padding=1)
         self.layer1 = _stage(stem_channels, width, blocks1, 1, cardinality)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cnnbert.layers.conv import Conv3d
+
 
 class Bottleneck(nn.Module):
     """Narrows the channels, convolves them in groups over space and time, and widens them to `2 * planes`.
@@ -26,16 +28,16 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, planes: int, cardinality: int = 32, stride: int = 1) -> None:
         super().__init__()
         out_channels = self.expansion * planes
-        self.conv1 = nn.Conv3d(in_channels, planes, kernel_size=1, bias=False)
+        self.conv1 = Conv3d(in_channels, planes, kernel_size=1, bias=False)
         self.bn1 = nn.BatchNorm3d(planes)
-        self.conv2 = nn.Conv3d(planes, planes, kernel_size=3, stride=stride, padding=1, groups=cardinality, bias=False)
+        self.conv2 = Conv3d(planes, planes, kernel_size=3, stride=stride, padding=1, groups=cardinality, bias=False)
         self.bn2 = nn.BatchNorm3d(planes)
-        self.conv3 = nn.Conv3d(planes, out_channels, kernel_size=1, bias=False)
+        self.conv3 = Conv3d(planes, out_channels, kernel_size=1, bias=False)
         self.bn3 = nn.BatchNorm3d(out_channels)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
-                nn.Conv3d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
+                Conv3d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
                 nn.BatchNorm3d(out_channels),
             )
 
