@@ -1,0 +1,253 @@
+"""Every stage gets the views it should, and every video once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from memory import ListedSource, MemoryReader
+from pytorch_lightning import LightningModule, Trainer
+
+from cnnbert.data.datamodule import EpochSampler, VideoDataModule, collate
+from cnnbert.errors import InputError, VideoReadError
+
+NAMES = ["left", "right"]
+
+
+def videos(number: int, prefix: str = "") -> dict[str, str | None]:
+    return {f"{prefix}{i}": NAMES[i % 2] for i in range(number)}
+
+
+def datamodule(splits: dict[str, dict[str, str | None]] | None = None, **arguments: Any) -> VideoDataModule:
+    """A data module of six training, four validation and three test videos in memory."""
+    splits = splits or {"train": videos(6), "val": videos(4), "test": videos(3)}
+    source = arguments.pop("source", ListedSource(splits, NAMES))
+    defaults = {"clip_length": 8, "frame_size": 24, "resize": (32, 40), "num_workers": 0, "reader": MemoryReader()}
+    return VideoDataModule(source, **{**defaults, **arguments})
+
+
+def test_many_views_open_a_video_once() -> None:
+    reader = MemoryReader()
+    data = datamodule(reader=reader, num_clips=3, num_crops=10)
+    data.setup("test")
+    batches = list(data.test_dataloader())
+    assert [batch["clip"].shape for batch in batches] == [(1, 30, 3, 8, 24, 24)] * 3
+    assert reader.opened == ["0", "1", "2"]
+
+
+def test_shapes_of_batches() -> None:
+    data = datamodule(batch_size=4, num_clips=2, num_crops=3, seed=0)
+    data.setup("fit")
+    data.setup("test")
+    data.setup("validate")
+    loaders = [data.train_dataloader(), data.val_dataloader(), data.test_dataloader()]
+    shapes = [[tuple(batch["clip"].shape) for batch in loader] for loader in loaders]
+    view = (3, 8, 24, 24)
+    assert shapes == [[(4, 1, *view), (2, 1, *view)], [(4, 1, *view)], [(1, 6, *view)] * 3]
+    batch = next(iter(data.val_dataloader()))
+    assert batch["clip"].dtype == torch.uint8
+    assert (batch["index"].tolist(), batch["label"].tolist()) == ([0, 1, 2, 3], [0, 1, 0, 1])
+    assert (batch["index"].dtype, batch["label"].dtype, batch["failures"]) == (torch.int64, torch.int64, [])
+
+
+@pytest.mark.parametrize(("batch_size", "videos_a_batch"), [(5, 1), (12, 2), (18, 3)])
+def test_a_test_batch_holds_about_as_many_clips(batch_size: int, videos_a_batch: int) -> None:
+    data = datamodule(batch_size=batch_size, num_clips=2, num_crops=3)
+    data.setup("test")
+    assert next(iter(data.test_dataloader()))["clip"].shape[:2] == (videos_a_batch, 6)
+
+
+def test_training_draws_and_evaluation_does_not() -> None:
+    data = datamodule({"train": videos(6), "val": videos(4), "test": {"left/0": "left"}}, clip_length=2)
+    data.setup("fit")
+    data.setup("test")
+    clips = {name: [data.datasets[name][epoch, 0]["clip"] for epoch in range(5)] for name in data.datasets}
+    assert len({clip.numpy().tobytes() for clip in clips["train"]}) > 2
+    assert all(torch.equal(clip, clips["val"][0]) for clip in clips["val"])
+    assert all(torch.equal(clip, clips["test"][0]) for clip in clips["test"])
+
+
+def epochs(sampler: EpochSampler, number: int = 3) -> list[list[tuple[int, int]]]:
+    orders = []
+    for epoch in range(number):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+    return orders
+
+
+def test_every_epoch_has_every_video_in_an_order_of_its_own() -> None:
+    data = datamodule({"train": videos(20), "val": videos(4)})
+    data.setup("fit")
+    orders = epochs(data.train_dataloader().sampler)
+    for epoch, order in enumerate(orders):
+        assert {number for number, _ in order} == {epoch}
+        assert sorted(index for _, index in order) == list(range(20))
+    plain = [[index for _, index in order] for order in orders]
+    assert plain[0] != plain[1] != plain[2] != plain[0]
+    assert plain[0] != list(range(20))
+
+
+def test_the_seed_settles_the_order() -> None:
+    orders = []
+    for seed in (1, 1, 2):
+        data = datamodule({"train": videos(20), "val": videos(4)}, seed=seed)
+        data.setup("fit")
+        orders.append(epochs(data.train_dataloader().sampler))
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_the_runs_seed_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    orders = []
+    for seed in (None, 7, 0):
+        data = datamodule({"train": videos(20), "val": videos(4)}, seed=seed)
+        data.setup("fit")
+        assert data.datasets["train"].seed == (0 if seed == 0 else 7)
+        orders.append(epochs(data.train_dataloader().sampler))
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_two_processes_share_an_epoch() -> None:
+    data = datamodule({"train": videos(20), "val": videos(4)})
+    data.setup("fit")
+    parts = [
+        epochs(EpochSampler(data.datasets["train"], num_replicas=2, rank=rank, shuffle=True, seed=0)) for rank in (0, 1)
+    ]
+    for ours, theirs in zip(*parts, strict=True):
+        assert len(ours) == len(theirs) == 10
+        assert not set(ours) & set(theirs)
+        assert sorted(index for _, index in [*ours, *theirs]) == list(range(20))
+
+
+class Watcher(LightningModule):
+    """Trains nothing and notes the batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.seen: list[tuple[int, int, bytes]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for index, clip in zip(batch["index"].tolist(), batch["clip"], strict=True):
+            self.seen.append((self.current_epoch, index, clip.numpy().tobytes()))
+
+    def configure_optimizers(self) -> None:
+        return None
+
+
+def test_the_trainer_tells_the_epoch() -> None:
+    data = datamodule({"train": videos(12), "val": videos(4)}, clip_length=2, seed=0)
+    watcher = Watcher()
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    Trainer(max_epochs=2, accelerator="cpu", limit_val_batches=0, enable_model_summary=False, **quiet).fit(
+        watcher, datamodule=data
+    )
+    first, second = ([seen[1:] for seen in watcher.seen if seen[0] == epoch] for epoch in (0, 1))
+    assert sorted(index for index, _ in first) == sorted(index for index, _ in second) == list(range(12))
+    assert [index for index, _ in first] != [index for index, _ in second]
+    changed = sum(dict(first)[index] != dict(second)[index] for index in range(12))
+    assert changed > 9  # a clip is drawn again with a chance well below 1 in 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"clip_length": 0}, "clip_length=0 must be at least 1"),
+        ({"stride": 0}, "stride=0 must be at least 1"),
+        ({"frame_size": 0}, "frame_size=0 must be at least 1"),
+        ({"num_clips": 0}, "num_clips=0 and batch_size=8 must be at least 1"),
+        ({"batch_size": 0}, "num_clips=1 and batch_size=0 must be at least 1"),
+        ({"flip_probability": 1.5}, r"flip_probability=1.5 must be in \[0, 1\]"),
+        ({"flip_probability": -0.1}, r"flip_probability=-0.1 must be in \[0, 1\]"),
+    ],
+)
+def test_mistakes_in_the_settings(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        datamodule(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("splits", "arguments", "message"),
+    [
+        ({"train": {}}, {}, "the source has no video in the split 'train'; add some, or raise its fraction"),
+        ({"train": videos(4), "val": {}}, {}, "the source has no video in the split 'val'"),
+        (
+            {"train": {**videos(4), "x": "up", "y": "down"}},
+            {},
+            "the train videos have labels that the model does not know: down, up; its classes are left, right",
+        ),
+        ({"train": {**videos(4), "x": None}}, {}, "labels that the model does not know: None"),
+        ({"train": videos(4), "val": {"x": "up"}}, {}, "the val videos have labels that the model does not know: up"),
+        ({"train": {"x": "left"}}, {}, "no training video has the class right; add some or drop the class"),
+        ({"train": videos(4)}, {"class_names": ["left", "right", "up"]}, "no training video has the class up"),
+        ({"train": videos(4)}, {"class_names": ["left"]}, "at least two and all different; given: left"),
+        ({"train": videos(4)}, {"class_names": ["left", "left"]}, "all different; given: left, left"),
+        ({"train": videos(4)}, {"mirrored": {"left": "up"}}, "mirrored names up; classes are left, right"),
+        ({"train": videos(4)}, {"frame_size": 33}, r"frame_size=33 is larger than resize=\(32, 40\)"),
+    ],
+)
+def test_mistakes_in_the_data(splits: Any, arguments: dict[str, Any], message: str) -> None:
+    data = datamodule(splits, **arguments)
+    with pytest.raises(InputError, match=message):
+        data.setup("fit")
+
+
+def test_testing_needs_not_every_class() -> None:
+    data = datamodule({"test": {"0": "left"}})
+    data.setup("test")
+    assert len(data.datasets["test"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("num_clips", "num_crops", "stride", "split", "words"),
+    [
+        (1, 1, 1, "test", "centre clip x centre crop, 8 frames, stride 1"),
+        (1, 3, 1, "test", "centre clip x 3 crops, 8 frames, stride 1, mean of logits"),
+        (10, 1, 2, "test", "10 clips x centre crop, 8 frames, stride 2, mean of logits"),
+        (10, 10, 1, "predict", "10 clips x 10 crops, 8 frames, stride 1, mean of logits"),
+        (10, 10, 1, "val", "centre clip x centre crop, 8 frames, stride 1"),
+    ],
+)
+def test_protocol(num_clips: int, num_crops: Any, stride: int, split: str, words: str) -> None:
+    assert datamodule(num_clips=num_clips, num_crops=num_crops, stride=stride).protocol(split) == words
+
+
+def test_predict_needs_no_labels() -> None:
+    data = datamodule({"predict": {"a": None, "b": "zebra", "c": "right"}})
+    data.setup("predict")
+    (batch,) = data.predict_dataloader()
+    assert batch["label"].tolist() == [-1, -1, 1]
+
+
+def test_class_names_come_from_the_source_unless_given() -> None:
+    assert datamodule().class_names == ["left", "right"]
+    data = datamodule(class_names=["right", "left"])
+    assert data.class_names == ["right", "left"]
+    data.setup("validate")
+    assert next(iter(data.val_dataloader()))["label"].tolist() == [1, 0, 1, 0]
+
+
+def test_mirrored_comes_from_the_source_unless_given() -> None:
+    there_and_back = {"left": "right", "right": "left"}
+    source = ListedSource({"train": videos(4), "val": videos(4)}, NAMES, there_and_back)
+    for mirrored, labels in ((None, {0: 1, 1: 0}), ({}, {})):
+        data = datamodule(source=source, mirrored=mirrored)
+        data.setup("fit")
+        assert data.datasets["train"].mirrored_labels == labels
+        assert data.datasets["val"].mirrored_labels == {}
+
+
+def test_a_video_that_cannot_be_read_stops_the_run() -> None:
+    data = datamodule({"test": {"0": "left", "broken": "right"}})
+    data.setup("test")
+    (batch,) = data.test_dataloader()
+    assert batch["index"].tolist() == [0]
+    with pytest.raises(VideoReadError, match="cannot read broken: it is broken"):
+        data.on_before_batch_transfer(batch, 0)
+
+
+def test_collate_without_one_readable_video() -> None:
+    failure = VideoReadError("a", "it is broken")
+    batch = collate([{"index": 0, "label": 1, "failure": failure}])
+    assert (batch["clip"].numel(), batch["index"].tolist(), batch["failures"]) == (0, [], [failure])
