@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def new_run_folder(root: Path, name: str, command: str) -> Path:
 
 def run_name(checkpoint: Path) -> str:
     """Return the name of the run that a checkpoint lies in, or the file's own where it lies elsewhere."""
+    checkpoint = checkpoint.resolve()
     inside = checkpoint.parent.name == CHECKPOINTS and len(checkpoint.parents) > 2
     return checkpoint.parents[2].name if inside else checkpoint.stem
 
@@ -46,7 +48,7 @@ def find_checkpoint(name: str, root: Path, run: str | None) -> Path:
         if not path.is_file():
             raise InputError(f"there is no checkpoint {name}; give a file, `last` or `best`")
         return path
-    pattern = f"{run or '*'}/*/{CHECKPOINTS}/{name}.ckpt"
+    pattern = f"{glob.escape(run) if run else '*'}/*/{CHECKPOINTS}/{name}.ckpt"
     found = sorted(root.glob(pattern), key=lambda path: path.stat().st_mtime)
     if not found:
         raise InputError(f"there is no checkpoint {root / pattern}; run `cnnbert fit` first, or give a file")
