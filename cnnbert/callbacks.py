@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.machine import describe
+from cnnbert.runs import CHECKPOINTS
 from cnnbert.tasks.recognition import ActionRecognition
 
 METRICS = {
@@ -44,6 +45,24 @@ class SaveRunConfig(SaveConfigCallback):
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):  # would write the same file once more
                 logger.log_hyperparams(yaml.safe_load(text))
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the checkpoint of the highest `val/top1`, of equal ones the last, as LTM does.
+
+    On small validation sets many epochs are equal, and the first of them has been trained the least.
+
+    Args:
+        folder: Where `best.ckpt` goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "best", monitor="val/top1", mode="max", enable_version_counter=False)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
+        """Return whether a checkpoint with this value is to be kept."""
+        best = self.best_model_score
+        return current is not None and (best is None or bool(current >= best))
 
 
 class PredictionsFile(Callback):
@@ -96,10 +115,14 @@ class RunReport(Callback):
 
     Args:
         folder: The run's folder.
+
+    Attributes:
+        table: What is to be printed when the run has ended; empty before, and on all processes but the first.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.table = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print one line on the machine."""
@@ -108,27 +131,39 @@ class RunReport(Callback):
         rank_zero_info(describe(device, str(trainer.precision), pl_module.channels_last))
 
     @rank_zero_only
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say how to go on with an interrupted training."""
+        last = self.folder / CHECKPOINTS / "last.ckpt"
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit":
+            print(f"\nstopped; to go on: cnnbert fit --ckpt_path {last}", flush=True)
+
+    @rank_zero_only
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the accuracies of the run's last evaluation and what it has written."""
+        """Write the table: the accuracies of the run's last evaluation, and its files."""
         data: VideoDataModule = trainer.datamodule  # type: ignore[attr-defined]
         split = {"fit": "val", "validate": "val", "test": "test", "predict": "predict"}[stage]
-        lines = [f"\n{split}: {len(data.datasets[split])} videos, {data.protocol(split)}"]
+        lines = [f"{split}: {len(data.datasets[split])} videos, {data.protocol(split)}"]
         metrics = trainer.callback_metrics
         for key, name in METRICS.items():
             if f"{split}/{key}" in metrics:
                 lines.append(f"  {name:<20} {metrics[f'{split}/{key}']:.4f}")
-        lines += [f"  {name:<20} {path}" for name, path in self._files(trainer)]
-        print("\n".join(lines), flush=True)
+        self.table = "\n".join(lines + [f"  {name:<20} {path}" for name, path in self._files(trainer)])
 
-    def _files(self, trainer: Trainer) -> list[tuple[str, Path]]:
-        files = [("run folder", self.folder)]
+    def _files(self, trainer: Trainer) -> list[tuple[str, str]]:
+        files = [("run folder", _short(self.folder))]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
-                name = f"best {callback.monitor}" if callback.monitor else "last checkpoint"
-                path = Path(callback.best_model_path)
-                files.append((name, Path(os.path.relpath(path)) if path.is_relative_to(Path.cwd()) else path))
+                path = _short(Path(callback.best_model_path))
+                if callback.monitor is None:
+                    files.append(("last checkpoint", path))
+                else:
+                    files.append(("best checkpoint", f"{path} ({callback.monitor} {callback.best_model_score:.4f})"))
         predictions = self.folder / "predictions.csv"
-        return files + ([("predictions", predictions)] if predictions.is_file() else [])
+        return files + ([("predictions", _short(predictions))] if predictions.is_file() else [])
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 import cnnbert.backbones
 import cnnbert.heads  # noqa: F401  (makes the classes known by their short names)
-from cnnbert.callbacks import PredictionsFile, RunReport, SaveRunConfig
+from cnnbert.callbacks import BestCheckpoint, PredictionsFile, RunReport, SaveRunConfig
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.errors import InputError, VideoReadError
 from cnnbert.machine import best_precision
@@ -41,6 +41,7 @@ class RunCLI(LightningCLI):
     """Lightning's command line, with a folder for every run and settings that come out of the checkpoint."""
 
     folder: Path
+    report: RunReport
 
     def __init__(self, args: list[str]) -> None:
         super().__init__(
@@ -78,9 +79,9 @@ class RunCLI(LightningCLI):
             _replace(args, ("--ckpt_path",), lambda _: str(checkpoint))
             settings = json.dumps(checkpoint_settings(read_checkpoint(checkpoint)))
             self.name = self.name or run_name(checkpoint)
-            if wanted == "last" and args[0] == "fit":
-                self.resumed = checkpoint.parents[1]
-                settings = str(self.resumed / "config.yaml")
+            config_file = checkpoint.parents[1] / "config.yaml"
+            if args[0] == "fit" and checkpoint.name == "last.ckpt" and config_file.is_file():
+                self.resumed, settings = checkpoint.parents[1], str(config_file)
             args[1:1] = ["--config", settings]
         self.config = parser.parse_args(args)
         command = self.config.subcommand
@@ -134,14 +135,13 @@ class RunCLI(LightningCLI):
         """Add the callbacks that every run has."""
         self.config = self.given_config  # what is saved can be run again, on another machine too
         callbacks = self._get(self.config_init, "trainer")["callbacks"] or []
-        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), RunReport(self.folder)]
+        self.report = RunReport(self.folder)
+        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), self.report]
         if self.subcommand == "fit":
             folder = self.folder / CHECKPOINTS
             if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
-                callbacks += [
-                    ModelCheckpoint(folder, "best", monitor="val/top1", mode="max", enable_version_counter=False),
-                    ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_exception=True),
-                ]
+                last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_exception=True)
+                callbacks += [BestCheckpoint(folder), last]
         elif self.subcommand in ("test", "predict"):
             callbacks.append(PredictionsFile(self.folder))
         self.save_config_kwargs = {"folder": self.folder}
@@ -168,13 +168,15 @@ def main(args: list[str] | None = None) -> int:
     """
     _quiet()
     try:
-        RunCLI(sys.argv[1:] if args is None else args)
+        cli = RunCLI(sys.argv[1:] if args is None else args)
     except (InputError, VideoReadError) as error:
         print(f"cnnbert: error: {error}", file=sys.stderr)
         return 1
     finally:
         if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
             sys.modules["wandb"].finish()  # so that another run in this process gets a W&B run of its own
+    if cli.report.table:
+        print(f"\n{cli.report.table}", flush=True)
     return 0
 
 
