@@ -1,0 +1,102 @@
+"""What the README says is so: its commands run, its Python runs, its file tree is the package's."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_DATA, TINY_RUN, write_video
+
+import cnnbert
+from cnnbert.cli import main
+from cnnbert.shipped import shipped_configs
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Return the words of every `cnnbert` command in the README's blocks."""
+    parts = [part.strip() for block in blocks("bash") for part in re.split(r"&&|\n", block)]
+    return [shlex.split(part)[1:] for part in parts if re.match(r"(\.venv/bin/)?cnnbert ", part)]
+
+
+def test_every_block_is_known():
+    """Commands of another kind would need a test of their own; CI runs the two lines that install."""
+    words = {shlex.split(part)[0] for block in blocks("bash") for part in re.split(r"&&|\n", block) if part.strip()}
+    assert words == {"python3", ".venv/bin/pip", ".venv/bin/cnnbert", ".venv/bin/pytest", "cnnbert"}
+    assert len(commands()) == 5
+
+
+def test_your_own_videos(workplace, videos):
+    shutil.copytree(videos, "my_videos")
+    write_video(workplace / "new_videos" / "a.mp4", (220, 30, 30))
+    small = ["--model.backbone.depth=10", "--model.backbone.width=8", "--trainer.logger=false"]
+    for command in commands()[2:]:
+        sizes = ["--data.clip_length=8", "--data.num_workers=0", "--trainer.enable_progress_bar=false"]
+        extra = [*small, "--trainer.max_epochs=1"] if command[0] == "fit" else []
+        assert main([*command, *sizes, *extra, "--trainer.accelerator=cpu"]) == 0
+    assert len(list(workplace.glob("runs/r2plus1d_bert/predict-*/predictions.csv"))) == 1
+
+
+def test_other_options_that_it_names(workplace, videos):
+    lines = [f"{path},{path.parent.name}" for path in sorted(videos.rglob("*.mp4"))]
+    Path("my_videos.csv").write_text("path,label\n" + "\n".join(lines))
+    (csv_options,) = re.findall(r"`(--data data/csv.yaml [^`]*)`", README)
+    (logger,) = re.findall(r"`(--trainer.logger CSVLogger)`", README)
+    small = ["--model.backbone.depth=10", "--model.backbone.width=8", *TINY_DATA, *TINY_RUN]
+    options = [*shlex.split(csv_options), *shlex.split(logger), "--trainer.logger.save_dir=logs", *small]
+    assert main(["fit", "--config=r2plus1d_bert.yaml", *options]) == 0
+
+
+def test_python(monkeypatch):
+    (code,) = blocks("python")
+    loaded = cnnbert.build("quickstart.yaml", ["run", "walk"])
+    monkeypatch.setattr(cnnbert, "load", lambda path: loaded, raising=False)
+    values = {"clips": torch.zeros(1, 3, 16, 56, 56, dtype=torch.uint8), "features": torch.zeros(1, 512, 4, 7, 7)}
+    exec(code, values)
+    assert values["logits"].shape == (1, 13)
+
+
+def test_parameter_counts():
+    for name, count in re.findall(r"^\| `(\w+\.yaml)` .*?\| ([\d,]+) \|$", README, re.MULTILINE):
+        with torch.device("meta"):
+            model = cnnbert.build(name, [f"class {i}" for i in range(13)])
+        assert sum(parameter.numel() for parameter in model.parameters()) == int(count.replace(",", ""))
+
+
+def test_file_tree():
+    tree = README.split("## Files")[1].split("```")[1]
+    named = set(re.findall(r"\b\w+\.py\b", tree))
+    there = {path.name for path in (ROOT / "cnnbert").rglob("*.py")} - {"__init__.py", "__main__.py"}
+    assert named == there
+    rows = [name for name in shipped_configs() if not name.startswith("data/")]
+    assert set(rows) == set(re.findall(r"^\| `(\w+\.yaml)`", README, re.MULTILINE))
+
+
+@pytest.mark.slow
+def test_quickstart(workplace, capsys):
+    for command in commands()[:2]:
+        assert main(command) == 0
+    accuracy = float(re.findall(r"test: .*?\n  video top-1 +([\d.]+)", capsys.readouterr().out)[-1])
+    assert accuracy >= 0.80
+
+
+@pytest.mark.slow
+def test_notebook(workplace):
+    import json
+
+    cells = json.loads((ROOT / "notebooks" / "01_first_run.ipynb").read_text(encoding="utf-8"))["cells"]
+    values: dict[str, object] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), values)
+    assert len(values["scores"]) == 13
