@@ -10,7 +10,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LinearLR
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, LinearLR, OneCycleLR, SequentialLR
 
 from cnnbert.backbones.base import Backbone
 from cnnbert.data.datamodule import Batch
@@ -18,6 +18,9 @@ from cnnbert.errors import InputError
 from cnnbert.heads.base import Head
 from cnnbert.machine import prefers_channels_last
 from cnnbert.tasks.metrics import VideoScores, accuracies
+
+# These set the learning rate anew instead of changing the one that there is, and so would undo a warm-up.
+SETTING_SCHEDULERS = (CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, OneCycleLR, SequentialLR)
 
 
 class ActionRecognition(LightningModule):
@@ -33,8 +36,8 @@ class ActionRecognition(LightningModule):
         class_names: The classes in the order of the outputs (K of them).
         clip_length: Frames of the clips that the network is trained on.
         optimizer: Any torch optimizer.
-        scheduler: Any torch learning rate scheduler, or null for a constant rate. ReduceLROnPlateau takes the metric
-            to watch as `monitor`.
+        scheduler: Any torch learning rate scheduler, or null for a constant rate. torch's ReduceLROnPlateau watches
+            val/loss; pytorch_lightning.cli.ReduceLROnPlateau takes another metric as `monitor`.
         scheduler_interval: Whether the scheduler moves on after an epoch or after a step.
         warmup_steps: Steps over which the learning rate rises linearly from a hundredth to its full value.
         backbone_lr_factor: Learning rate of the backbone over that of the head, above 0.
@@ -92,7 +95,7 @@ class ActionRecognition(LightningModule):
         self.decay_everything = decay_everything
         self.freeze_backbone = freeze_backbone
         self.memory_format = memory_format
-        weights = None if class_weights is None else torch.tensor(class_weights)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.loss = nn.CrossEntropyLoss(weights, label_smoothing=label_smoothing)
         self.loss.register_buffer("weight", weights, persistent=False)  # kept out of the checkpoint's tensors
         self.scores = VideoScores()
@@ -123,7 +126,13 @@ class ActionRecognition(LightningModule):
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.backbone.check_clip(data.clip_length, data.frame_size, data.frame_size)
         if self.channels_last:
-            self.backbone.to(memory_format=torch.channels_last_3d)
+            for module in self.backbone.modules():
+                if isinstance(module, nn.Conv3d):  # other kinds of weights may not take this layout
+                    module.to(memory_format=torch.channels_last_3d)
+
+    def on_fit_start(self) -> None:
+        """Switch to training, which Lightning leaves to the model: it comes out of `build` in evaluation."""
+        self.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch, each view a clip with its video's label."""
@@ -192,13 +201,18 @@ class ActionRecognition(LightningModule):
             schedulers.append({"scheduler": warmup, "interval": "step", "name": "warmup"})
         if self.scheduler is not None:
             scheduler = self.scheduler(optimizer)
+            if self.warmup_steps > 0 and isinstance(scheduler, SETTING_SCHEDULERS):
+                raise InputError(
+                    f"warmup_steps={self.warmup_steps} does not go with {type(scheduler).__name__}, which sets the "
+                    "learning rate itself; leave warmup_steps at 0 or take another scheduler, such as CosineAnnealingLR"
+                )
             entry: dict[str, Any] = {
                 "scheduler": scheduler,
                 "interval": self.scheduler_interval,
                 "name": "lr",
             }
-            if isinstance(scheduler, ReduceLROnPlateau):
-                entry["monitor"] = scheduler.monitor
+            if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                entry["monitor"] = getattr(scheduler, "monitor", "val/loss")
             schedulers.append(entry)
         return [optimizer], schedulers
 
