@@ -1,1 +1,15 @@
 """From files to batches of clips."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+MODULES = ("datamodule", "dataset", "generated", "readers", "records", "samplers", "sources", "splits", "transforms")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a module only when it is asked for, so that reading videos needs no Lightning."""
+    if name in MODULES:
+        return import_module(f"cnnbert.data.{name}")
+    raise AttributeError(f"module 'cnnbert.data' has no attribute {name!r}")

@@ -85,6 +85,9 @@ class VideoDataModule(LightningDataModule):
         if not 0 <= flip_probability <= 1:
             raise InputError(f"flip_probability={flip_probability} must be in [0, 1]")
         self.save_hyperparameters(logger=False)
+        for name, part in {"source": source, "reader": reader}.items():
+            if self.hparams.get(name) is part:  # built in Python: a checkpoint holds settings, no objects
+                self.hparams.pop(name, None)
         self.source = GeneratedActions() if source is None else source
         self.clip_length = clip_length
         self.stride = stride
