@@ -10,6 +10,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+# Before torch is loaded: threads that wait for each other then sleep. If they spin instead, a network on the CPU runs
+# several times slower as soon as another process, such as one that reads videos, needs a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer

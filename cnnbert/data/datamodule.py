@@ -42,7 +42,8 @@ class VideoDataModule(LightningDataModule):
     Args:
         source: The videos and their labels; generated clips by default.
         clip_length: Frames of a clip (T).
-        stride: Frames from one frame of a clip to the next; 1 takes consecutive frames.
+        stride: Frames from one frame of a clip to the next; 1 takes consecutive frames. Less in videos that are too
+            short for it.
         frame_size: Height and width of the frames that the network sees, in pixels.
         resize: What frames are scaled to before cropping: the short side, keeping the aspect, or [height, width].
         flip_probability: How often a training clip is mirrored, in [0, 1].
@@ -53,7 +54,8 @@ class VideoDataModule(LightningDataModule):
             and centre, mirrored too).
         reader: Opens the files.
         batch_size: Clips a step and device; testing takes as many videos as hold about this many clips.
-        num_workers: Processes that read videos, a device; by default one a CPU core, at most 8.
+        num_workers: Processes that read videos, a device; by default one a CPU core, at most 8, and one for two cores
+            where the network runs on the CPU too.
         class_names: The classes in the order of the model's outputs. By default the source's; a checkpoint brings
             its own, and the source's must be among them.
         seed: Seeds shuffling, sampling and augmentation; by default the run's (`seed_everything`).
@@ -204,10 +206,7 @@ class VideoDataModule(LightningDataModule):
         return self._loader(split, sampler, batch_size)
 
     def _loader(self, split: str, sampler: DistributedSampler[Any], batch_size: int) -> DataLoader[Any]:
-        workers = self.num_workers
-        if workers is None:
-            local = 1 if self.trainer is None else self.trainer.num_devices
-            workers = max(1, min(8, num_cores() // local))
+        workers = self._default_workers() if self.num_workers is None else self.num_workers
         return DataLoader(
             self.datasets[split],
             batch_size=batch_size,
@@ -218,6 +217,14 @@ class VideoDataModule(LightningDataModule):
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # else each loader draws from the network's, more or less often by workers
         )
+
+    def _default_workers(self) -> int:
+        if self.trainer is None:
+            return min(8, num_cores())
+        cores = num_cores() // self.trainer.num_devices
+        if self.trainer.strategy.root_device.type == "cpu":
+            cores //= 2  # the network needs the others
+        return max(1, min(8, cores))
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

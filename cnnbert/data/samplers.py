@@ -13,12 +13,13 @@ from cnnbert.errors import InputError
 class ClipSampler(ABC):
     """Chooses the frames of V clips of T frames each.
 
-    A clip takes every `stride`-th frame and so spans (T - 1) * stride + 1 frames. A video with fewer frames
-    is looped: after its last frame comes its first, as in LTM (artest08/LateTemporalModeling3DCNN).
+    A clip takes every `stride`-th frame and so spans (T - 1) * stride + 1 frames. In a video with fewer, the stride is
+    the largest that fits; a video with fewer than T frames is looped: after its last frame comes its first, as in LTM
+    (artest08/LateTemporalModeling3DCNN).
 
     Args:
         clip_length: Frames of a clip (T).
-        stride: Frames from one frame of a clip to the next; 1 takes consecutive frames.
+        stride: Frames from one frame of a clip to the next, at most; 1 takes consecutive frames.
 
     Raises:
         InputError: An argument is below 1.
@@ -46,9 +47,10 @@ class ClipSampler(ABC):
         """
         if num_frames < 1:
             raise InputError(f"num_frames={num_frames}; a video needs at least one frame to take clips from")
-        span = (self.clip_length - 1) * self.stride + 1
+        stride = min(self.stride, max((num_frames - 1) // max(self.clip_length - 1, 1), 1))
+        span = (self.clip_length - 1) * stride + 1
         starts = self.starts(max(num_frames - span, 0), fps)
-        steps = torch.arange(self.clip_length) * self.stride
+        steps = torch.arange(self.clip_length) * stride
         return (starts[:, None] + steps) % num_frames
 
     @abstractmethod
@@ -71,7 +73,7 @@ class RandomClip(ClipSampler):
 
     Args:
         clip_length: Frames of a clip (T).
-        stride: Frames from one frame of a clip to the next; 1 takes consecutive frames.
+        stride: Frames from one frame of a clip to the next, at most; 1 takes consecutive frames.
     """
 
     def starts(self, last_start: int, fps: float) -> Tensor:
@@ -84,7 +86,7 @@ class CenterClip(ClipSampler):
 
     Args:
         clip_length: Frames of a clip (T).
-        stride: Frames from one frame of a clip to the next; 1 takes consecutive frames.
+        stride: Frames from one frame of a clip to the next, at most; 1 takes consecutive frames.
     """
 
     def starts(self, last_start: int, fps: float) -> Tensor:
@@ -97,7 +99,7 @@ class UniformClips(ClipSampler):
 
     Args:
         clip_length: Frames of a clip (T).
-        stride: Frames from one frame of a clip to the next; 1 takes consecutive frames.
+        stride: Frames from one frame of a clip to the next, at most; 1 takes consecutive frames.
         num_clips: Clips of a video (V); 1 takes the one in the middle.
 
     Raises:

@@ -26,7 +26,9 @@ def test_indices_are_frames_of_the_video(sampler: ClipSampler, num_frames: int) 
     assert indices.shape == (getattr(sampler, "num_clips", 1), sampler.clip_length)
     assert indices.min() >= 0 and indices.max() < num_frames
     steps = (indices[:, 1:] - indices[:, :-1]) % num_frames
-    assert (steps == sampler.stride % num_frames).all()
+    span = (sampler.clip_length - 1) * sampler.stride + 1
+    stride = sampler.stride if num_frames >= span else max((num_frames - 1) // (sampler.clip_length - 1), 1)
+    assert (steps == stride % num_frames).all()
 
 
 def test_every_sampler_is_tested() -> None:
@@ -42,8 +44,15 @@ def test_center_clip_is_in_the_middle() -> None:
 def test_short_videos_are_looped() -> None:
     for sampler in (RandomClip(7), CenterClip(7), UniformClips(7, num_clips=1)):
         assert sampler(3, 25).tolist() == [[0, 1, 2, 0, 1, 2, 0]]
-    assert CenterClip(4, 2)(5, 25).tolist() == [[0, 2, 4, 1]]
+    assert CenterClip(4, 2)(3, 25).tolist() == [[0, 1, 2, 0]]
     assert CenterClip(4)(4, 25).tolist() == [[0, 1, 2, 3]]
+
+
+def test_the_stride_fits_the_video() -> None:
+    """A loop in the middle of an action would show it twice, or backwards."""
+    assert CenterClip(4, 2)(7, 25).tolist() == [[0, 2, 4, 6]]
+    assert CenterClip(4, 2)(6, 25).tolist() == [[1, 2, 3, 4]]
+    assert CenterClip(4, 5)(13, 25).tolist() == [[0, 4, 8, 12]]
 
 
 def test_random_clip_starts_everywhere_equally_often() -> None:
