@@ -40,6 +40,14 @@ from cnnbert.tasks.recognition import ActionRecognition
 
 CONFIG_OPTIONS = ("--config", "-c", "--data", "--model", "--trainer")
 
+HELP = {
+    "fit": {"description": "Train a network, validating it after each epoch; keep the best and the last checkpoint."},
+    "validate": {"description": "Judge a checkpoint on the validation videos."},
+    "test": {"description": "Judge a checkpoint on the test videos, by as many views of each as asked for."},
+    "predict": {"description": "Label any videos with a checkpoint and write the score of every class."},
+}
+"""What `cnnbert COMMAND --help` says first."""
+
 
 class RunCLI(LightningCLI):
     """Lightning's command line, with a folder for every run and settings that come out of the checkpoint."""
@@ -54,6 +62,7 @@ class RunCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
+            parser_kwargs={"prog": "cnnbert", "description": "Train, test and use CNN+BERT video classifiers.", **HELP},
             args=args,
         )
 
