@@ -72,7 +72,8 @@ def reader(request: pytest.FixtureRequest) -> VideoReader:
 
 
 def test_every_reader_is_tested() -> None:
-    assert {type(reader) for reader in READERS} == set(VideoReader.__subclasses__())
+    ours = {reader for reader in VideoReader.__subclasses__() if reader.__module__.startswith("cnnbert.")}
+    assert {type(reader) for reader in READERS} == ours
 
 
 @pytest.mark.parametrize("name", CLIPS)
