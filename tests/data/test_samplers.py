@@ -32,7 +32,8 @@ def test_indices_are_frames_of_the_video(sampler: ClipSampler, num_frames: int) 
 
 
 def test_every_sampler_is_tested() -> None:
-    assert {type(sampler) for sampler in SAMPLERS} == {c for c in ClipSampler.__subclasses__() if c.__module__.startswith("cnnbert.")}
+    ours = {sampler for sampler in ClipSampler.__subclasses__() if sampler.__module__.startswith("cnnbert.")}
+    assert {type(sampler) for sampler in SAMPLERS} == ours
 
 
 def test_center_clip_is_in_the_middle() -> None:
