@@ -84,18 +84,22 @@ class RunCLI(LightningCLI):
         config = _option(args, CONFIG_OPTIONS[:2])
         self.name = None if config is None else Path(config).stem
         self.root = Path(_option(args, ("--trainer.default_root_dir",)) or "runs")
-        self.resumed = None
+        self.resumed: Path | None = None
         _replace(args, CONFIG_OPTIONS, lambda name: str(find_config(name)) if name.endswith(".yaml") else name)
         wanted = _option(args, ("--ckpt_path",))
         if wanted is not None:
             checkpoint = find_checkpoint(wanted, self.root, self.name)
             _replace(args, ("--ckpt_path",), lambda _: str(checkpoint))
-            settings = json.dumps(checkpoint_settings(read_checkpoint(checkpoint)))
+            settings = checkpoint_settings(read_checkpoint(checkpoint))
             self.name = self.name or run_name(checkpoint)
-            config_file = checkpoint.parents[1] / "config.yaml"
-            if args[0] == "fit" and checkpoint.name == "last.ckpt" and config_file.is_file():
-                self.resumed, settings = checkpoint.parents[1], str(config_file)
-            args[1:1] = ["--config", settings]
+            known = [json.dumps(settings)]
+            run_config = checkpoint.parents[1] / "config.yaml"
+            if "fit" in args and checkpoint.name == "last.ckpt" and run_config.is_file():
+                self.resumed = run_config.parent
+                classes = {"data": {"class_names": settings["data"]["class_names"]}}
+                known = [str(run_config), json.dumps(classes)]
+            after_command = 1 + min(args.index(name) for name in self.subcommands() if name in args)
+            args[after_command:after_command] = [word for config in known for word in ("--config", config)]
         self.config = parser.parse_args(args)
         command = self.config.subcommand
         if command != "fit" and self.config[command].ckpt_path is None:

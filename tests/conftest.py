@@ -12,6 +12,7 @@ import pytest
 import torch
 
 os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as the command line does
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Real videos, where there are any; tests that need them are skipped without."""

@@ -120,6 +120,17 @@ def test_fit_goes_on_from_last(workplace, videos):
     assert (folder / "metrics.csv").is_file() and (folder / "resumed-2" / "metrics.csv").is_file()
 
 
+def test_going_on_keeps_the_classes_apart(workplace, videos, capsys):
+    """A class that has another name since would otherwise be trained as the one that took its number."""
+    shutil.copytree(videos, "changing")
+    data = [*TINY_DATA, "--data.source=Folder", "--data.source.root=changing"]
+    assert main(["fit", *TINY_MODEL, *data, *TINY_RUN]) == 0
+    for split in ("train", "val", "test"):
+        Path("changing", split, "blue").rename(Path("changing", split, "pink"))
+    assert main(["fit", "--ckpt_path=last", "--trainer.max_epochs=2"]) == 1
+    assert "labels that the model does not know: pink; its classes are blue, green, red" in capsys.readouterr().err
+
+
 def test_the_same_seed_gives_the_same_run(workplace, videos):
     losses = []
     for workers in (0, 0, 2):
@@ -287,7 +298,13 @@ def test_interrupted_run_keeps_its_last_checkpoint(workplace, videos):
     import time
 
     command = [sys.executable, "-u", "-m", "cnnbert", "fit", *tiny(videos), *TINY_RUN, "--trainer.max_epochs=1000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as process:
         while not list(workplace.glob("runs/*/*/checkpoints/last.ckpt")):
             assert process.poll() is None
             time.sleep(0.1)

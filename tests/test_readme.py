@@ -51,10 +51,11 @@ def test_other_options_that_it_names(workplace, videos):
     lines = [f"{path},{path.parent.name}" for path in sorted(videos.rglob("*.mp4"))]
     Path("my_videos.csv").write_text("path,label\n" + "\n".join(lines))
     (csv_options,) = re.findall(r"`(--data data/csv.yaml [^`]*)`", README)
-    (logger,) = re.findall(r"`(--trainer.logger CSVLogger)`", README)
+    (logger,) = re.findall(r"`(--trainer.logger null)`", README)
     small = ["--model.backbone.depth=10", "--model.backbone.width=8", *TINY_DATA, *TINY_RUN]
-    options = [*shlex.split(csv_options), *shlex.split(logger), "--trainer.logger.save_dir=logs", *small]
+    options = [*shlex.split(csv_options), *shlex.split(logger), *small]
     assert main(["fit", "--config=r2plus1d_bert.yaml", *options]) == 0
+    assert len(list(workplace.glob("runs/r2plus1d_bert/fit-*/metrics.csv"))) == 1
 
 
 def test_python(monkeypatch):

@@ -23,6 +23,10 @@ from cnnbert.tasks.metrics import VideoScores, accuracies
 SETTING_SCHEDULERS = (CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, OneCycleLR, SequentialLR)
 
 
+CLIPS_AT_ONCE = 32
+"""Most clips that go through the network together in evaluation, so that many views of a video fit the memory."""
+
+
 class ActionRecognition(LightningModule):
     """Classifies videos: a backbone turns clips into features, a head turns features into logits.
 
@@ -147,7 +151,7 @@ class ActionRecognition(LightningModule):
 
     def view_logits(self, clips: Tensor) -> Tensor:
         """Return the logits (B, V, K) of every view of clips (B, V, C, T, H, W)."""
-        logits = self(clips.flatten(0, 1))  # (B*V, K)
+        logits = torch.cat([self(some) for some in clips.flatten(0, 1).split(CLIPS_AT_ONCE)])  # (B*V, K)
         return logits.unflatten(0, clips.shape[:2])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

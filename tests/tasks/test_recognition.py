@@ -101,6 +101,19 @@ def test_views_are_averaged_over_their_logits() -> None:
     assert metrics["test/loss"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_many_views_go_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = build()
+    clips = torch.randint(256, (2, 5, 3, 8, 32, 32), dtype=torch.uint8)
+    sizes: list[int] = []
+    task.backbone.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    with torch.no_grad():
+        together = task.view_logits(clips)
+        monkeypatch.setattr("cnnbert.tasks.recognition.CLIPS_AT_ONCE", 4)
+        parts = task.view_logits(clips)
+    assert sizes == [10, 4, 4, 2]
+    torch.testing.assert_close(parts, together, rtol=1e-4, atol=1e-5)  # sums in another order
+
+
 def test_order_of_views_does_not_count() -> None:
     model = build()
     clips = collate(samples(2, num_views=4))["clip"]
