@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as the command line does
+
 import av
 import numpy as np
 import pytest
 import torch
 
 os.environ.setdefault("WANDB_SILENT", "true")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as the command line does
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Real videos, where there are any; tests that need them are skipped without."""
