@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pytorch_lightning import Trainer
@@ -49,9 +50,7 @@ def build(config: str | Path, class_names: Sequence[str], overrides: Sequence[st
     except Exception as error:
         raise InputError(f"{config}: {error}") from error
     dump = yaml.safe_load(parser.dump(settings, skip_link_targets=False, skip_none=False))["model"]
-    # As Lightning's command line does it, so that a checkpoint of this model can be loaded again.
-    with _given_hyperparameters_context(dump, "pytorch_lightning.cli.instantiate_module"):
-        return instantiate_module(ActionRecognition, dump).eval()
+    return _instantiate(dump).eval()
 
 
 def load(checkpoint: str | Path) -> ActionRecognition:
@@ -70,5 +69,14 @@ def load(checkpoint: str | Path) -> ActionRecognition:
     path = Path(checkpoint)
     if not path.is_file():
         raise InputError(f"there is no checkpoint {checkpoint}")
-    read_checkpoint(path)
-    return ActionRecognition.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+    known = read_checkpoint(path)
+    model = _instantiate({name: value for name, value in known["hyper_parameters"].items() if name != "_instantiator"})
+    model.on_load_checkpoint(known)
+    model.load_state_dict(known["state_dict"])
+    return model.eval()
+
+
+def _instantiate(settings: dict[str, Any]) -> ActionRecognition:
+    """Make a model as Lightning's command line does, so that its checkpoints hold its settings, not its objects."""
+    with _given_hyperparameters_context(settings, "pytorch_lightning.cli.instantiate_module"):
+        return instantiate_module(ActionRecognition, settings)
