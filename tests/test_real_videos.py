@@ -28,18 +28,22 @@ def write_manifest(folder: str, splits: tuple[str, ...], per_class: int | None =
 
 
 @pytest.mark.parametrize(
-    "head",
+    ("epochs", "head"),
     [
-        ["--model.head=TGAPHead", "--model.head.dropout=0.5"],
-        ["--model.head=BERTHead", "--model.head.num_heads=4", "--model.head.classifier_dropout=0.5"],
+        (60, ["--model.head=TGAPHead", "--model.head.dropout=0.5"]),
+        (100, ["--model.head=BERTHead", "--model.head.num_heads=4", "--model.head.classifier_dropout=0.5"]),
     ],
     ids=["TGAP", "BERT"],
 )
-def test_a_small_network_learns_four_actions_of_new_people(workplace, capsys, head):
+def test_a_small_network_learns_four_actions_of_new_people(workplace, capsys, epochs, head):
     write_manifest("weizmann4", ("train", "test"))
     network = ["--model.backbone=R2Plus1D", "--model.backbone.depth=10", "--model.backbone.width=16", *head]
     optimizer = ["--model.optimizer=AdamW", "--model.optimizer.lr=1e-3", "--model.optimizer.weight_decay=0.05"]
-    schedule = ["--model.scheduler=CosineAnnealingLR", "--model.scheduler.T_max=100", "--trainer.max_epochs=100"]
+    schedule = [
+        "--model.scheduler=CosineAnnealingLR",
+        f"--model.scheduler.T_max={epochs}",
+        f"--trainer.max_epochs={epochs}",
+    ]
     data = ["--data.source=CSVManifest", "--data.source.path=videos.csv", "--data.source.val_fraction=0.2"]
     clips = ["--data.clip_length=16", "--data.stride=2", "--data.frame_size=56", "--data.resize=64"]
     assert main(["fit", *network, *optimizer, *schedule, *data, *clips, "--trainer.check_val_every_n_epoch=5"]) == 0
