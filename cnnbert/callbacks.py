@@ -134,7 +134,7 @@ class RunReport(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say how to go on with an interrupted training."""
         last = self.folder / CHECKPOINTS / "last.ckpt"
-        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit":
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit" and trainer.global_step > 0:
             print(f"\nstopped; to go on: cnnbert fit --ckpt_path {last}", flush=True)
 
     @rank_zero_only

@@ -113,6 +113,8 @@ class RunCLI(LightningCLI):
         assert self.subcommand is not None
         self.folder = self.resumed or new_run_folder(self.root, self.name or "run", self.subcommand)
         self.given_config = self.config.clone()
+        if self.subcommand == "fit":
+            self.given_config.fit.ckpt_path = None  # else the saved config would go on instead of training anew
         trainer = self.config[self.subcommand].trainer
         if trainer.precision is None:
             trainer.precision = best_precision(_device(trainer.accelerator))

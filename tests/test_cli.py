@@ -117,7 +117,9 @@ def test_fit_goes_on_from_last(workplace, videos):
     (folder,) = workplace.glob("runs/run/fit-*")
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["epoch"] == 2
-    assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["enable_progress_bar"] is False
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["trainer"]["enable_progress_bar"] is False
+    assert config["ckpt_path"] is None  # run again, it trains anew
     assert (folder / "metrics.csv").is_file() and (folder / "resumed-2" / "metrics.csv").is_file()
 
 
