@@ -24,6 +24,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 import cnnbert.backbones
 import cnnbert.heads  # noqa: F401  (makes the classes known by their short names)
 from cnnbert.callbacks import BestCheckpoint, PredictionsFile, RunReport, SaveRunConfig
+from cnnbert.commands import COMMANDS, run_command
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.errors import InputError, VideoReadError
 from cnnbert.machine import best_precision
@@ -39,6 +40,11 @@ from cnnbert.shipped import find_config
 from cnnbert.tasks.recognition import ActionRecognition
 
 CONFIG_OPTIONS = ("--config", "-c", "--data", "--model", "--trainer")
+
+DESCRIPTION = (
+    "Train, test and use CNN+BERT video classifiers. Beside the subcommands below there are "
+    f"{', '.join(sorted(COMMANDS))}, each with its own --help."
+)
 
 HELP = {
     "fit": {"description": "Train a network, validating it after each epoch; keep the best and the last checkpoint."},
@@ -62,7 +68,7 @@ class RunCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": "cnnbert", "description": "Train, test and use CNN+BERT video classifiers.", **HELP},
+            parser_kwargs={"prog": "cnnbert", "description": DESCRIPTION, **HELP},
             args=args,
         )
 
@@ -186,15 +192,20 @@ def main(args: list[str] | None = None) -> int:
         args: The words after `cnnbert`; those of the command line by default.
     """
     _quiet()
+    args = sys.argv[1:] if args is None else args
+    cli = None
     try:
-        cli = RunCLI(sys.argv[1:] if args is None else args)
+        if args and args[0] in COMMANDS:
+            run_command(args[0], args[1:])
+        else:
+            cli = RunCLI(args)
     except (InputError, VideoReadError) as error:
         print(f"cnnbert: error: {error}", file=sys.stderr)
         return 1
     finally:
         if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
             sys.modules["wandb"].finish()  # so that another run in this process gets a W&B run of its own
-    if cli.report.table:
+    if cli is not None and cli.report.table:
         print(f"\n{cli.report.table}", flush=True)
     return 0
 

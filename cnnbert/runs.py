@@ -7,9 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cnnbert.errors import InputError
+from cnnbert.tensorfile import read_tensors
 
 CHECKPOINTS = "checkpoints"
 
@@ -61,11 +60,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file is not such a checkpoint, or is damaged.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds for a broken file
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{path} cannot be read as a checkpoint: {reason}") from None
+    checkpoint = read_tensors(path)
     if not isinstance(checkpoint, dict) or "_instantiator" not in checkpoint.get("hyper_parameters", {}):
         raise InputError(f"{path} is not a checkpoint of `cnnbert fit`: it does not hold the model's settings")
     return checkpoint

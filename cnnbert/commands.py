@@ -1,0 +1,48 @@
+"""The commands beside Lightning's: functions whose docstrings are their help."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from jsonargparse import ArgumentParser
+
+COMMANDS: dict[str, Callable[..., None]] = {}
+"""The functions by the names of their commands."""
+
+SETTINGS = ("--model", "--data", "--trainer", "--seed_everything")
+"""Options that belong to a run's config: handed on as they are to a function that takes `settings`."""
+
+
+def run_command(name: str, args: list[str]) -> None:
+    """Run a command with its arguments, the words after its name; `--a-name` is `--a_name`."""
+    function = COMMANDS[name]
+    summary, _, rest = (inspect.getdoc(function) or "").partition("\n\n")
+    parser = ArgumentParser(prog=f"cnnbert {name}", description=f"{summary} {rest.partition('Args:')[0]}")
+    takes_settings = "settings" in inspect.signature(function).parameters
+    skipped = {"settings"} if takes_settings else set()
+    parser.add_function_arguments(function, as_positional=True, skip=skipped)
+    settings: list[str] = []
+    if takes_settings:
+        settings, args = _part_settings(args)
+    given = parser.parse_args([_underscored(word) for word in args])
+    function(**given, **({"settings": settings} if takes_settings else {}))
+
+
+def _part_settings(args: list[str]) -> tuple[list[str], list[str]]:
+    """Return the settings of a config as `--name=value`, and all other words."""
+    settings, others = [], []
+    words = iter(args)
+    for word in words:
+        if word.partition("=")[0].partition(".")[0] not in SETTINGS:
+            others.append(word)
+        elif "=" in word:
+            settings.append(word)
+        else:
+            settings.append(f"{word}={next(words, '')}")
+    return settings, others
+
+
+def _underscored(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word
