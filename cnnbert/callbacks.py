@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from pathlib import Path
 
@@ -69,7 +70,7 @@ class PredictionsFile(Callback):
     """Writes `predictions.csv` after testing and predicting: a line a video with the score of every class.
 
     Columns: path, start_seconds, end_seconds, label (empty where unknown), prediction, and `score:CLASS` for every
-    class, the probability in [0, 1] that the softmax of the mean logits gives it.
+    class, its probability in [0, 1], averaged over the video's views as the protocol says.
 
     Args:
         folder: Where the file goes.
@@ -113,6 +114,8 @@ class PredictionsFile(Callback):
 class RunReport(Callback):
     """Says at the start what the run computes with, and at its end how accurate it is and where everything lies.
 
+    After validating and testing it writes the accuracies and the protocol into `results.json` too.
+
     Args:
         folder: The run's folder.
 
@@ -139,14 +142,18 @@ class RunReport(Callback):
 
     @rank_zero_only
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the table: the accuracies of the run's last evaluation, and its files."""
+        """Write the table: the accuracies of the run's last evaluation, and its files; and the results."""
         data: VideoDataModule = trainer.datamodule  # type: ignore[attr-defined]
         split = {"fit": "val", "validate": "val", "test": "test", "predict": "predict"}[stage]
-        lines = [f"{split}: {len(data.datasets[split])} videos, {data.protocol(split)}"]
-        metrics = trainer.callback_metrics
-        for key, name in METRICS.items():
-            if f"{split}/{key}" in metrics:
-                lines.append(f"  {name:<20} {metrics[f'{split}/{key}']:.4f}")
+        num_videos, protocol = len(data.datasets[split]), data.protocol(split)
+        logged = trainer.callback_metrics
+        metrics = {key: float(logged[f"{split}/{key}"]) for key in METRICS if f"{split}/{key}" in logged}
+        if stage in ("validate", "test"):
+            results = {"split": split, "num_videos": num_videos, "protocol": protocol, **metrics}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+        lines = [f"{split}: {num_videos} videos, {protocol}"]
+        lines += [f"  {METRICS[key]:<20} {value:.4f}" for key, value in metrics.items()]
         self.table = "\n".join(lines + [f"  {name:<20} {path}" for name, path in self._files(trainer)])
 
     def _files(self, trainer: Trainer) -> list[tuple[str, str]]:
@@ -158,8 +165,8 @@ class RunReport(Callback):
                     files.append(("last checkpoint", path))
                 else:
                     files.append(("best checkpoint", f"{path} ({callback.monitor} {callback.best_model_score:.4f})"))
-        predictions = self.folder / "predictions.csv"
-        return files + ([("predictions", _short(predictions))] if predictions.is_file() else [])
+        written = {"predictions": self.folder / "predictions.csv", "results": self.folder / "results.json"}
+        return files + [(name, _short(path)) for name, path in written.items() if path.is_file()]
 
 
 def _short(path: Path) -> str:

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from numpy.typing import ArrayLike
 
 os.environ.setdefault("WANDB_SILENT", "true")
 
@@ -30,8 +31,8 @@ TINY_DATA = ["--data.clip_length=8", "--data.frame_size=32", "--data.resize=32",
 TINY_RUN = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 
 
-def write_video(path: Path, colour: tuple[int, int, int], num_frames: int = 12, size: int = 48) -> Path:
-    """Write a video of one colour that brightens from frame to frame."""
+def write_video(path: Path, colour: ArrayLike, num_frames: int = 12, size: int = 48) -> Path:
+    """Write a video of one colour, or of one picture (size, size, 3), that brightens from frame to frame."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", 12, options={"preset": "ultrafast"})

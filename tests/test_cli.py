@@ -64,7 +64,8 @@ def test_a_run_leaves_config_and_checkpoints(trained, videos):
 def test_test_needs_only_the_checkpoint(checkpoint, workplace, videos, capsys):
     assert main(["test", f"--ckpt_path={checkpoint}", *TINY_RUN[1:]]) == 0
     out = capsys.readouterr().out
-    assert "test: 9 videos, centre clip x centre crop, 8 frames, stride 1\n  video top-1          1.0000" in out
+    assert "test: 9 videos, protocol center_clip: centre clip x centre crop, 8 frames, stride 1\n  video top-1" in out
+    assert "  video top-1          1.0000\n" in out and "  clip top-1           1.0000\n" in out
     rows = predictions(workplace, "test")
     assert [Path(row["path"]).relative_to(videos).as_posix() for row in rows] == [
         f"test/{label}/{i}.mp4" for label in ("blue", "green", "red") for i in range(3)
@@ -77,7 +78,7 @@ def test_test_needs_only_the_checkpoint(checkpoint, workplace, videos, capsys):
 def test_options_win_over_the_checkpoint(checkpoint, workplace, videos, capsys):
     views = ["--data.num_clips=2", "--data.num_crops=3", "--data.resize=[32,44]"]
     assert main(["test", f"--ckpt_path={checkpoint}", *TINY_RUN[1:], *views]) == 0
-    assert "9 videos, 2 clips x 3 crops, 8 frames, stride 1, mean of logits" in capsys.readouterr().out
+    assert "9 videos, protocol custom: 2 clips x 3 crops, 8 frames, stride 1, mean of logits" in capsys.readouterr().out
 
 
 def test_predict_takes_any_videos(checkpoint, workplace):
@@ -105,7 +106,7 @@ def test_fit_test_fit_again(workplace, videos, capsys):
             assert main(["test", "--config=mine.yaml", "--ckpt_path=best"]) == 0
             assert main(["validate", "--ckpt_path=last"]) == 0
     assert len(list(workplace.glob("runs/mine/fit-*"))) == 6
-    assert "val: 6 videos, centre clip x centre crop" in capsys.readouterr().out
+    assert "val: 6 videos, protocol center_clip: centre clip x centre crop" in capsys.readouterr().out
     again = run_folder(workplace, "fit") / "config.yaml"
     assert main(["fit", f"--config={again}"]) == 0  # a resolved config runs again
     assert len(list(workplace.glob("runs/config/fit-*"))) == 1
@@ -211,6 +212,7 @@ def test_two_processes_train(workplace, videos):
         (["fit", "--data.frame_size=8"], 1, "frames of 8x8 are too small for R2Plus1D; it needs at least 16x16"),
         (["fit", "--data.frame_size=0"], 1, "frame_size=0 must be at least 1"),
         (["fit", "--data.batch_size=0"], 1, "batch_size=0 must be at least 1"),
+        (["fit", "--data.test_protocol=all_clips"], 2, "all_clips_10_crops"),
         (["fit", "--data.flip_probability=2"], 1, "flip_probability=2.0 must be in [0, 1]"),
         (["fit", "--data.source.root=nowhere"], 1, "nowhere does not exist"),
         (["fit", "--data.mirrored={up: down}"], 1, "mirrored names down, up; classes are blue, green, red"),

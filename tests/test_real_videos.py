@@ -58,4 +58,4 @@ def test_the_paper_networks_take_steps_at_full_size(workplace, capsys, config):
     data = ["--data=data/csv.yaml", "--data.source.path=videos.csv", "--data.batch_size=2"]
     assert main(["fit", f"--config={config}", *data, "--trainer.max_epochs=1"]) == 0
     assert main(["test", "--ckpt_path=best"]) == 0
-    assert "test: 4 videos, centre clip x centre crop" in capsys.readouterr().out
+    assert "test: 4 videos, protocol center_clip: centre clip x centre crop" in capsys.readouterr().out

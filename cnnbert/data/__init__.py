@@ -5,7 +5,18 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-MODULES = ("datamodule", "dataset", "generated", "readers", "records", "samplers", "sources", "splits", "transforms")
+MODULES = (
+    "datamodule",
+    "dataset",
+    "generated",
+    "protocols",
+    "readers",
+    "records",
+    "samplers",
+    "sources",
+    "splits",
+    "transforms",
+)
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from cnnbert.data.dataset import Sample, VideoDataset
 from cnnbert.data.generated import GeneratedActions
+from cnnbert.data.protocols import PROTOCOLS, Average, Protocol
 from cnnbert.data.readers import DecordReader, VideoReader
 from cnnbert.data.records import VideoRecord
-from cnnbert.data.samplers import CenterClip, ClipSampler, RandomClip, UniformClips
+from cnnbert.data.samplers import CenterClip, ClipSampler, NonOverlappingClips, RandomClip, UniformClips
 from cnnbert.data.sources import VideoSource
 from cnnbert.data.transforms import EvalTransform, TrainTransform
 from cnnbert.errors import InputError, VideoReadError
@@ -37,23 +38,38 @@ class VideoDataModule(LightningDataModule):
     """Streams clips of the videos of a source.
 
     Training takes a random clip of a video, crops it at several scales and mirrors it; validation takes the centre
-    clip; testing and predicting take `num_clips` clips spread over the video, `num_crops` crops of each.
+    crop of the centre clip; testing and predicting take the views of `test_protocol`.
 
     Args:
         source: The videos and their labels; generated clips by default.
         clip_length: Frames of a clip (T).
         stride: Frames from one frame of a clip to the next; 1 takes consecutive frames. Less in videos that are too
             short for it.
+        skip_last_frame: Whether training clips never reach a video's last frame, a flaw of LTM's code
+            (artest08/LateTemporalModeling3DCNN).
         frame_size: Height and width of the frames that the network sees, in pixels.
         resize: What frames are scaled to before cropping: the short side, keeping the aspect, or [height, width].
+        antialias: Whether pixels are averaged when frames shrink; False interpolates bilinearly between the nearest
+            ones, as OpenCV and so LTM's code does.
+        truncated_crops: Whether training crops are cut off at the frame's edge where they are larger than
+            `frame_size`, a flaw of LTM's code.
         flip_probability: How often a training clip is mirrored, in [0, 1].
         mirrored: The class that a class turns into when mirrored, such as {turn_left: turn_right,
             turn_right: turn_left}; what the source says by default.
-        num_clips: Clips of a video for testing and predicting; 1 takes the centre clip.
-        num_crops: Crops of a clip for testing and predicting: 1 (centre), 3 (along the longer side) or 10 (corners
+        validate_on_test: Whether to validate on the test videos and to train on all others, as LTM's code does. The
+            learning rate and the best checkpoint are then chosen by the videos that they are judged on.
+        test_protocol: The views for testing and predicting. `center_clip` takes the centre crop of the centre clip;
+            `all_clips_10_crops`, by which LTM's results are computed, all clips that fit into the video without
+            overlap, 10 crops of each, and the mean of their logits; `10_clips_3_crops`, as is usual on Kinetics, 10
+            clips spread evenly, 3 crops of each, and the mean of their probabilities. All views of a video lie in
+            memory together: about 10 N / clip_length of N frames with `all_clips_10_crops`.
+        num_clips: Clips of a video in place of the protocol's; 1 takes the centre clip, more are spread evenly.
+        num_crops: Crops of a clip in place of the protocol's: 1 (centre), 3 (along the longer side) or 10 (corners
             and centre, mirrored too).
+        average: What is averaged over the views of a video in place of the protocol's.
         reader: Opens the files.
-        batch_size: Clips a step and device; testing takes as many videos as hold about this many clips.
+        batch_size: Clips a step and device; testing takes as many videos as hold about this many clips,
+            one at a time with `all_clips_10_crops`.
         num_workers: Processes that read videos, a device; by default one a CPU core, at most 8, and one for two cores
             where the network runs on the CPU too.
         class_names: The classes in the order of the model's outputs. By default the source's; a checkpoint brings
@@ -66,12 +82,18 @@ class VideoDataModule(LightningDataModule):
         source: VideoSource | None = None,
         clip_length: int = 32,
         stride: int = 1,
+        skip_last_frame: bool = False,
         frame_size: int = 112,
         resize: int | tuple[int, int] = (128, 170),
+        antialias: bool = True,
+        truncated_crops: bool = False,
         flip_probability: float = 0.5,
         mirrored: dict[str, str] | None = None,
-        num_clips: int = 1,
-        num_crops: Literal[1, 3, 10] = 1,
+        validate_on_test: bool = False,
+        test_protocol: Literal["center_clip", "all_clips_10_crops", "10_clips_3_crops"] = "center_clip",
+        num_clips: int | None = None,
+        num_crops: Literal[1, 3, 10] | None = None,
+        average: Average | None = None,
         reader: VideoReader | None = None,
         batch_size: int = 8,
         num_workers: int | None = None,
@@ -79,11 +101,14 @@ class VideoDataModule(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {"clip_length": clip_length, "stride": stride, "frame_size": frame_size}.items():
-            if value < 1:
+        counts = {"clip_length": clip_length, "stride": stride, "frame_size": frame_size, "batch_size": batch_size}
+        for name, value in {**counts, "num_clips": num_clips}.items():
+            if value is not None and value < 1:
                 raise InputError(f"{name}={value} must be at least 1")
-        if num_clips < 1 or batch_size < 1:
-            raise InputError(f"num_clips={num_clips} and batch_size={batch_size} must be at least 1")
+        if test_protocol not in PROTOCOLS:
+            raise InputError(f"test_protocol={test_protocol!r} is not one of {', '.join(PROTOCOLS)}")
+        if average not in (None, *get_args(Average)):
+            raise InputError(f"average={average!r} is not one of {', '.join(get_args(Average))}")
         if not 0 <= flip_probability <= 1:
             raise InputError(f"flip_probability={flip_probability} must be in [0, 1]")
         self.save_hyperparameters(logger=False)
@@ -93,12 +118,20 @@ class VideoDataModule(LightningDataModule):
         self.source = GeneratedActions() if source is None else source
         self.clip_length = clip_length
         self.stride = stride
+        self.skip_last_frame = skip_last_frame
         self.frame_size = frame_size
         self.resize = resize
+        self.antialias = antialias
+        self.truncated_crops = truncated_crops
         self.flip_probability = flip_probability
         self.mirrored = mirrored
-        self.num_clips = num_clips
-        self.num_crops = num_crops
+        self.validate_on_test = validate_on_test
+        named = PROTOCOLS[test_protocol]
+        self.test_protocol = Protocol(
+            named.num_clips if num_clips is None else num_clips,
+            named.num_crops if num_crops is None else num_crops,
+            named.average if average is None else average,
+        )
         self.reader = DecordReader() if reader is None else reader
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -116,11 +149,18 @@ class VideoDataModule(LightningDataModule):
 
     def protocol(self, split: str) -> str:
         """Return in words how the videos of a split are viewed."""
-        num_clips, num_crops = (1, 1) if split == "val" else (self.num_clips, self.num_crops)
-        clips = "centre clip" if num_clips == 1 else f"{num_clips} clips"
-        crops = "centre crop" if num_crops == 1 else f"{num_crops} crops"
-        mean = ", mean of logits" if num_clips * num_crops > 1 else ""
-        return f"{clips} x {crops}, {self.clip_length} frames, stride {self.stride}{mean}"
+        protocol = self.views(split)
+        name = next((name for name, known in PROTOCOLS.items() if known == protocol), "custom")
+        clips = "centre clip" if protocol.num_clips == 1 else f"{protocol.num_clips or 'all'} clips"
+        crops = "centre crop" if protocol.num_crops == 1 else f"{protocol.num_crops} crops"
+        words = f"protocol {name}: {clips} x {crops}, {self.clip_length} frames, stride {self.stride}"
+        if protocol[:2] != (1, 1):
+            words += f", mean of {protocol.average}"
+        return words + (", on the test videos" if split == "val" and self.validate_on_test else "")
+
+    def views(self, split: str) -> Protocol:
+        """Return which views of a split's videos are scored, and what is averaged over them."""
+        return PROTOCOLS["center_clip"] if split == "val" else self.test_protocol
 
     def prepare_data(self) -> None:
         """Make the source's files exist."""
@@ -130,9 +170,12 @@ class VideoDataModule(LightningDataModule):
         """List the videos of a stage and check their labels."""
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
         for split in splits:
-            records = self.source.records(split)
+            listed = "test" if split == "val" and self.validate_on_test else split
+            records = self.source.records(listed)
+            if split == "train" and self.validate_on_test:
+                records = records + self.source.records("val")
             if split != "predict":
-                self._check(split, records)
+                self._check(listed, records)
             self.datasets[split] = self._dataset(split, records)
 
     def _check(self, split: str, records: list[VideoRecord]) -> None:
@@ -160,17 +203,22 @@ class VideoDataModule(LightningDataModule):
                 records,
                 self.class_names,
                 self.reader,
-                RandomClip(self.clip_length, self.stride),
-                TrainTransform(self.frame_size, self.resize),
+                RandomClip(self.clip_length, self.stride, self.skip_last_frame),
+                TrainTransform(
+                    self.frame_size, self.resize, truncated_crops=self.truncated_crops, antialias=self.antialias
+                ),
                 seed=self._seed,
                 flip_probability=self.flip_probability,
                 mirrored=mirrored,
             )
-        if split == "val" or self.num_clips == 1:
+        protocol = self.views(split)
+        if protocol.num_clips is None:
+            sampler = NonOverlappingClips(self.clip_length, self.stride)
+        elif protocol.num_clips == 1:
             sampler = CenterClip(self.clip_length, self.stride)
         else:
-            sampler = UniformClips(self.clip_length, self.stride, self.num_clips)
-        transform = EvalTransform(self.frame_size, self.resize, 1 if split == "val" else self.num_crops)
+            sampler = UniformClips(self.clip_length, self.stride, protocol.num_clips)
+        transform = EvalTransform(self.frame_size, self.resize, protocol.num_crops, self.antialias)
         return VideoDataset(records, self.class_names, self.reader, sampler, transform)
 
     @property
@@ -197,7 +245,9 @@ class VideoDataModule(LightningDataModule):
 
     @property
     def _videos_a_batch(self) -> int:
-        return max(1, self.batch_size // (self.num_clips * self.num_crops))
+        if self.test_protocol.num_clips is None:
+            return 1  # as many views as the video has room for, which do not stack with another's
+        return max(1, self.batch_size // (self.test_protocol.num_clips * self.test_protocol.num_crops))
 
     def _evaluation_loader(self, split: str, batch_size: int) -> DataLoader[Any]:
         rank, world_size = self._rank_and_world_size()

@@ -37,7 +37,7 @@ class ClipSampler(ABC):
 
         Args:
             num_frames: Frames of the video, at least 1.
-            fps: Frames a second.
+            fps: Frames a second, for samplers that count in seconds.
 
         Returns:
             int64 (V, T), in [0, num_frames).
@@ -49,17 +49,17 @@ class ClipSampler(ABC):
             raise InputError(f"num_frames={num_frames}; a video needs at least one frame to take clips from")
         stride = min(self.stride, max((num_frames - 1) // max(self.clip_length - 1, 1), 1))
         span = (self.clip_length - 1) * stride + 1
-        starts = self.starts(max(num_frames - span, 0), fps)
+        starts = self.starts(max(num_frames - span, 0), span)
         steps = torch.arange(self.clip_length) * stride
         return (starts[:, None] + steps) % num_frames
 
     @abstractmethod
-    def starts(self, last_start: int, fps: float) -> Tensor:
+    def starts(self, last_start: int, span: int) -> Tensor:
         """Return the first frame of each clip.
 
         Args:
             last_start: The last frame at which a clip can start; 0 for a video that is too short.
-            fps: Frames a second.
+            span: Frames from a clip's first frame to its last, both included.
 
         Returns:
             int64 (V,), in [0, last_start].
@@ -69,15 +69,21 @@ class ClipSampler(ABC):
 class RandomClip(ClipSampler):
     """Takes one clip that starts anywhere with equal chance, as in training.
 
-    LTM (artest08/LateTemporalModeling3DCNN) draws the start likewise, but never takes a video's last frame.
-
     Args:
         clip_length: Frames of a clip (T).
         stride: Frames from one frame of a clip to the next, at most; 1 takes consecutive frames.
+        skip_last_frame: Whether no clip reaches the last frame of a video that is longer than a clip, as in LTM
+            (artest08/LateTemporalModeling3DCNN), which counts a frame too few when it draws the start.
     """
 
-    def starts(self, last_start: int, fps: float) -> Tensor:
+    def __init__(self, clip_length: int, stride: int = 1, skip_last_frame: bool = False) -> None:
+        super().__init__(clip_length, stride)
+        self.skip_last_frame = skip_last_frame
+
+    def starts(self, last_start: int, span: int) -> Tensor:
         """Return one start, uniform in [0, last_start], drawn from torch's global generator."""
+        if self.skip_last_frame:
+            last_start = max(last_start - 1, 0)
         return torch.randint(last_start + 1, (1,))
 
 
@@ -89,13 +95,13 @@ class CenterClip(ClipSampler):
         stride: Frames from one frame of a clip to the next, at most; 1 takes consecutive frames.
     """
 
-    def starts(self, last_start: int, fps: float) -> Tensor:
+    def starts(self, last_start: int, span: int) -> Tensor:
         """Return one start, floor(last_start / 2)."""
         return torch.tensor([last_start // 2])
 
 
 class UniformClips(ClipSampler):
-    """Takes clips spread evenly from the beginning of the video to its end, as in testing.
+    """Takes clips spread evenly from the beginning of the video to its end.
 
     Args:
         clip_length: Frames of a clip (T).
@@ -112,9 +118,28 @@ class UniformClips(ClipSampler):
             raise InputError(f"num_clips={num_clips} must be at least 1")
         self.num_clips = num_clips
 
-    def starts(self, last_start: int, fps: float) -> Tensor:
+    def starts(self, last_start: int, span: int) -> Tensor:
         """Return `num_clips` starts from 0 to `last_start`, rounded to the nearest frame."""
         if self.num_clips == 1:
             return torch.tensor([last_start // 2])
         gaps = self.num_clips - 1
         return (torch.arange(self.num_clips) * last_start * 2 + gaps) // (2 * gaps)
+
+
+class NonOverlappingClips(ClipSampler):
+    """Takes as many clips as follow one another without overlap, as much room before them as after.
+
+    These are the clips that LTM (artest08/LateTemporalModeling3DCNN, spatial_demo3D.py) tests. Its first clip starts
+    at the second frame or later; a video at most two frames longer than a clip gives the one at its beginning.
+
+    Args:
+        clip_length: Frames of a clip (T).
+        stride: Frames from one frame of a clip to the next, at most; 1 takes consecutive frames.
+    """
+
+    def starts(self, last_start: int, span: int) -> Tensor:
+        """Return starts that are `span` apart; 0 alone where `last_start` is below 3."""
+        if last_start < 3:
+            return torch.tensor([0])
+        starts = torch.arange(1, last_start - 1, span)
+        return starts + (last_start - 1 - starts[-1]) // 2

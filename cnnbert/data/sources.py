@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -17,6 +18,7 @@ VIDEO_SUFFIXES = frozenset(
     | {".wmv"}
 )
 SPLITS = ("train", "val", "test")
+NUMBERED_SPLIT = re.compile(r"split[1-9][0-9]*")
 
 
 class VideoSource(ABC):
@@ -132,7 +134,8 @@ class CSVManifest(VideoSource):
 
     Columns: `path` (relative to the CSV's folder, or to `root`), `label`, and if wanted `split` (`train`, `val` or
     `test`), `start_seconds`, `end_seconds` and `group` (clips of one group stay on one side of a split). Without a
-    split column the videos are divided here; without `val` lines, validation is taken from the training lines.
+    split column the videos are divided here; without `val` lines, validation is taken from the training lines. A data
+    set that is divided several ways has columns `split1`, `split2`, ..., empty for a video that a division leaves out.
     Labels are names; labels that are all whole numbers must be 0 to K-1, unless `class_names` lists them.
 
     Args:
@@ -142,6 +145,7 @@ class CSVManifest(VideoSource):
         val_fraction: Share of the videos for validation where the file names none, in [0, 1).
         test_fraction: Share of the videos for testing where the file has no split column, in [0, 1).
         split_seed: Chooses among equally good divisions.
+        fold: Takes the division of the column with this number, `split1` for 1, in place of `split`.
     """
 
     COLUMNS = ("path", "label", "split", "start_seconds", "end_seconds", "group")
@@ -154,14 +158,18 @@ class CSVManifest(VideoSource):
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
         split_seed: int = 0,
+        fold: int | None = None,
     ) -> None:
         _check_fractions(val_fraction, test_fraction)
+        if fold is not None and fold < 1:
+            raise InputError(f"fold={fold} must be at least 1, the number of the column split1")
         self.path = Path(path).expanduser()
         self.root = self.path.parent if root is None else Path(root).expanduser()
         self.given_class_names = class_names
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.split_seed = split_seed
+        self.fold = fold
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -183,33 +191,51 @@ class CSVManifest(VideoSource):
 
     def records(self, split: str) -> list[VideoRecord]:
         """Return the videos of a split, in the file's order."""
-        rows = self._rows
         if split == "predict":
-            return self._present([record for _, record in rows])
+            return self._present([record for _, record in self._rows])
         self._check_labels()
-        if all(name is None for name, _ in rows):
+        column = self._split_column()
+        rows = [(splits.get(column), record) for splits, record in self._rows]
+        if self.fold is None and all(name is None for name, _ in rows):
             shares = _shares(self.val_fraction, self.test_fraction)
             return self._present(split_records([r for _, r in rows], shares, self.split_seed)[split])
         chosen = [record for name, record in rows if name == split]
         if split == "test" and not chosen:
-            raise InputError(f"{self.path} has a split column but no line with split=test")
+            raise InputError(f"{self.path} has a {column} column but no line with {column}=test")
         if split in ("train", "val") and not any(name == "val" for name, _ in rows):
             training = [record for name, record in rows if name == "train"]
             chosen = split_records(training, _shares(self.val_fraction, 0.0), self.split_seed)[split]
         return self._present(chosen)
 
+    def _split_column(self) -> str:
+        """Return the column that divides the videos: that of the fold, or `split`, which may be absent."""
+        column = "split" if self.fold is None else f"split{self.fold}"
+        there = list(self._rows[0][0])
+        if self.fold is not None and column not in there:
+            raise InputError(
+                f"fold={self.fold}, but {self.path} has no column {column}; "
+                f"its split columns are {', '.join(there) or '(none)'}"
+            )
+        if self.fold is None and there and column not in there:
+            raise InputError(
+                f"{self.path} divides its videos by the columns {', '.join(there)}; set fold to the number of one"
+            )
+        return column
+
     @cached_property
-    def _rows(self) -> list[tuple[str | None, VideoRecord]]:
+    def _rows(self) -> list[tuple[dict[str, str | None], VideoRecord]]:
+        """The split of each line by each of the file's split columns, and its video."""
         if not self.path.is_file():
             raise InputError(f"{self.path} does not exist or is not a file; give a CSV file")
         with self.path.open(newline="", encoding="utf-8-sig") as file:
             try:
                 reader = csv.DictReader(file, strict=True)
                 columns = reader.fieldnames or []
-                if "path" not in columns or not set(columns) <= set(self.COLUMNS):
+                known = [name for name in columns if name in self.COLUMNS or NUMBERED_SPLIT.fullmatch(name)]
+                if "path" not in columns or known != columns:
                     raise InputError(
                         f"{self.path} has the columns {', '.join(columns) or '(none)'}; "
-                        f"expected path,label and any of {','.join(self.COLUMNS[2:])}"
+                        f"expected path,label and any of {','.join(self.COLUMNS[2:])},split1,split2,..."
                     )
                 rows = [self._parse(reader.line_num, row) for row in reader]
             except (csv.Error, UnicodeDecodeError) as error:
@@ -218,22 +244,23 @@ class CSVManifest(VideoSource):
             raise InputError(f"{self.path} lists no video")
         return rows
 
-    def _parse(self, line: int, row: dict[str, str | None]) -> tuple[str | None, VideoRecord]:
+    def _parse(self, line: int, row: dict[str, str | None]) -> tuple[dict[str, str | None], VideoRecord]:
         where = f"{self.path}, line {line}"
         if None in row or None in row.values():
             raise InputError(f"{where}: the number of fields differs from the header's")
         text = {name: (value or "").strip() for name, value in row.items()}
         if not text["path"]:
             raise InputError(f"{where}: the path is empty")
-        split = text.get("split") or None
-        if split is not None and split not in SPLITS:
-            raise InputError(f"{where}: split={split!r} is not one of {', '.join(SPLITS)}")
+        splits = {name: value or None for name, value in text.items() if name.startswith("split")}
+        for name, split in splits.items():
+            if split is not None and split not in SPLITS:
+                raise InputError(f"{where}: {name}={split!r} is not one of {', '.join(SPLITS)}")
         start = self._seconds(where, "start_seconds", text.get("start_seconds")) or 0.0
         end = self._seconds(where, "end_seconds", text.get("end_seconds"))
         if end is not None and end <= start:
             raise InputError(f"{where}: end_seconds={end:g} is not after start_seconds={start:g}")
         path = str(self.root / text["path"])
-        return split, VideoRecord(path, text.get("label") or None, start, end, text.get("group") or None)
+        return splits, VideoRecord(path, text.get("label") or None, start, end, text.get("group") or None)
 
     @staticmethod
     def _seconds(where: str, name: str, text: str | None) -> float | None:

@@ -25,14 +25,18 @@ class TrainTransform:
     A crop's height and width are each a scale times the frame's short side, their scales at most one step
     apart. It lies at one of 13 places: corners, centre, mid-points of the edges and quarter points. Size and
     place are drawn uniformly from torch's global generator. This is the multi-scale crop of LTM
-    (artest08/LateTemporalModeling3DCNN), except that the places follow from the crop's own size, so that no
-    crop reaches over the frame's edge. Clips are not mirrored here.
+    (artest08/LateTemporalModeling3DCNN), except that the places follow from the crop's own size unless
+    `truncated_crops` is set. Clips are not mirrored here.
 
     Args:
         frame_size: Height and width of what comes out, in pixels.
         resize: What frames are scaled to before cropping: the short side, keeping the aspect, or
             [height, width]; null leaves them as they are.
         scales: Sides of a crop relative to the frame's short side, in (0, 1], largest first.
+        truncated_crops: Whether the places follow from `frame_size` whatever the crop's size, as in LTM's code, so
+            that larger crops are cut off at the frame's edge and change their aspect.
+        antialias: Whether pixels are averaged when frames shrink; False takes the plain bilinear interpolation of
+            OpenCV, as LTM's code does.
 
     Raises:
         InputError: An argument is out of its range, or the two sizes do not fit.
@@ -43,6 +47,8 @@ class TrainTransform:
         frame_size: int = 112,
         resize: int | tuple[int, int] | None = (128, 170),
         scales: Sequence[float] = (1, 0.875, 0.75, 0.66),
+        truncated_crops: bool = False,
+        antialias: bool = True,
     ) -> None:
         _check_sizes(frame_size, resize)
         if not scales or not all(0 < scale <= 1 for scale in scales):
@@ -50,6 +56,8 @@ class TrainTransform:
         self.frame_size = frame_size
         self.resize = resize
         self.scales = tuple(scales)
+        self.truncated_crops = truncated_crops
+        self.antialias = antialias
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Return one crop of a clip.
@@ -63,15 +71,18 @@ class TrainTransform:
         Raises:
             InputError: The frames are smaller than `frame_size`.
         """
-        frames = _resize(frames, self.resize, self.frame_size)
+        frames = _resize(frames, self.resize, self.frame_size, self.antialias)
         height, width = frames.shape[-2:]
         sides = [max(1, int(scale * min(height, width))) for scale in self.scales]
         sizes = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
         h, w = sizes[int(torch.randint(len(sizes), ()))]
         down, right = POSITIONS[int(torch.randint(len(POSITIONS), ()))]
-        y, x = (height - h) * down // 4, (width - w) * right // 4
+        if self.truncated_crops:
+            y, x = (height - self.frame_size) // 4 * down, (width - self.frame_size) // 4 * right
+        else:
+            y, x = (height - h) * down // 4, (width - w) * right // 4
         crop = frames[..., y : y + h, x : x + w]
-        return F.resize(crop, [self.frame_size, self.frame_size], antialias=True)[None]
+        return F.resize(crop, [self.frame_size, self.frame_size], antialias=self.antialias)[None]
 
 
 class EvalTransform:
@@ -84,6 +95,8 @@ class EvalTransform:
         num_crops: 1 takes the centre; 3 takes the start, the centre and the end of the longer side; 10 takes
             the centre and the four corners, then the same of the mirrored frames, as LTM
             (artest08/LateTemporalModeling3DCNN) tests.
+        antialias: Whether pixels are averaged when frames shrink; False takes the plain bilinear interpolation of
+            OpenCV, as LTM's code does.
 
     Raises:
         InputError: An argument is out of its range, or the two sizes do not fit.
@@ -94,6 +107,7 @@ class EvalTransform:
         frame_size: int = 112,
         resize: int | tuple[int, int] | None = (128, 170),
         num_crops: Literal[1, 3, 10] = 1,
+        antialias: bool = True,
     ) -> None:
         _check_sizes(frame_size, resize)
         if num_crops not in (1, 3, 10):
@@ -101,6 +115,7 @@ class EvalTransform:
         self.frame_size = frame_size
         self.resize = resize
         self.num_crops = num_crops
+        self.antialias = antialias
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Return the crops of a clip.
@@ -115,7 +130,7 @@ class EvalTransform:
             InputError: The frames are smaller than `frame_size`.
         """
         size = self.frame_size
-        frames = _resize(frames, self.resize, size)
+        frames = _resize(frames, self.resize, size, self.antialias)
         y_end, x_end = frames.shape[-2] - size, frames.shape[-1] - size
         centre = (y_end // 2, x_end // 2)
         if self.num_crops == 1:
@@ -146,11 +161,11 @@ def _check_sizes(frame_size: int, resize: int | tuple[int, int] | None) -> None:
         )
 
 
-def _resize(frames: Tensor, resize: int | tuple[int, int] | None, frame_size: int) -> Tensor:
+def _resize(frames: Tensor, resize: int | tuple[int, int] | None, frame_size: int, antialias: bool) -> Tensor:
     """Return resized frames, checked to be at least `frame_size` high and wide."""
     if resize is not None:
         size = [resize] if isinstance(resize, int) else list(resize)
-        frames = F.resize(frames, size, antialias=True)
+        frames = F.resize(frames, size, antialias=antialias)
     height, width = frames.shape[-2:]
     if frame_size > min(height, width):
         raise InputError(

@@ -2,50 +2,71 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_accuracy
 
-STATES = ("index", "label", "logits")
+from cnnbert.data.protocols import Average
+
+STATES = ("index", "label", "video_logits", "num_views", "num_hits")
+
+
+def average_views(logits: Tensor, average: Average) -> Tensor:
+    """Return the scores of videos as logits (B, K), from those of their views (B, V, K).
+
+    `logits` is their mean, as in LTM's test scripts (artest08/LateTemporalModeling3DCNN); `probabilities` is the
+    logarithm of the mean of their softmax, so that its softmax is that mean.
+    """
+    logits = logits.float()
+    if average == "logits":
+        return logits.mean(1)
+    return logits.log_softmax(2).logsumexp(1) - math.log(logits.shape[1])
 
 
 class ScoredVideos:
-    """Videos with their scores, in the order of their index: N videos, V views, K classes.
+    """Videos with their scores, in the order of their index: N videos, K classes.
 
     Neither a tuple nor a dataclass, whose tensors torchmetrics would squeeze where there is but one video.
 
     Args:
         index: Numbers of the videos, int64 (N,).
         label: Their classes, int64 (N,); -1 where unknown.
-        logits: Logits of every view, float32 (N, V, K).
+        video_logits: Their scores, averaged over their views, float32 (N, K).
+        num_views: How many views each has, int64 (N,).
+        num_hits: How many of these are right by themselves, int64 (N,).
     """
 
-    def __init__(self, index: Tensor, label: Tensor, logits: Tensor) -> None:
+    def __init__(self, index: Tensor, label: Tensor, video_logits: Tensor, num_views: Tensor, num_hits: Tensor) -> None:
         self.index = index
         self.label = label
-        self.logits = logits
-
-    @property
-    def video_logits(self) -> Tensor:
-        """Mean of the logits of a video's views, (N, K), as in LTM's test scripts."""
-        return self.logits.mean(1)
+        self.video_logits = video_logits
+        self.num_views = num_views
+        self.num_hits = num_hits
 
 
 class VideoScores(Metric):
-    """Collects the logits of videos over batches and processes.
+    """Collects the scores of videos over batches and processes.
 
     Distributed runs repeat videos so that every process gets as many; a video is kept once all the same.
+
+    Attributes:
+        average: What is averaged over the views of a video; to be set before the first update.
     """
 
     full_state_update = False
     index: list[Tensor]
     label: list[Tensor]
-    logits: list[Tensor]
+    video_logits: list[Tensor]
+    num_views: list[Tensor]
+    num_hits: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
+        self.average: Average = "logits"
         for name in STATES:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -59,14 +80,16 @@ class VideoScores(Metric):
         """
         self.index.append(index)
         self.label.append(label)
-        self.logits.append(logits.float())
+        self.video_logits.append(average_views(logits, self.average))
+        self.num_views.append(torch.full_like(index, logits.shape[1]))
+        self.num_hits.append((logits.argmax(2) == label[:, None]).sum(1))
 
     def compute(self) -> ScoredVideos:
         """Return every video seen by any process, once, by index."""
-        index, label, logits = (_concatenate(getattr(self, name)) for name in STATES)
+        index, *others = (_concatenate(getattr(self, name)) for name in STATES)
         index, places = index.unique(return_inverse=True)
         first = torch.empty_like(index).scatter_(0, places, torch.arange(len(places), device=index.device))
-        return ScoredVideos(index, label[first], logits[first])
+        return ScoredVideos(index, *(state[first] for state in others))
 
 
 def accuracies(videos: ScoredVideos) -> dict[str, Tensor]:
@@ -77,15 +100,13 @@ def accuracies(videos: ScoredVideos) -> dict[str, Tensor]:
         `mean_class_accuracy` (over the classes that occur); per clip `clip_top1`, where every view counts by itself.
     """
     scores, label = videos.video_logits, videos.label
-    num_views, num_classes = videos.logits.shape[1:]
+    num_classes = scores.shape[1]
     per_class = multiclass_accuracy(scores, label, num_classes, average="none")
     result = {
         "loss": F.cross_entropy(scores, label),
         "top1": multiclass_accuracy(scores, label, num_classes, average="micro"),
         "mean_class_accuracy": per_class[label.unique()].mean(),
-        "clip_top1": multiclass_accuracy(
-            videos.logits.flatten(0, 1), label.repeat_interleave(num_views), num_classes, average="micro"
-        ),
+        "clip_top1": videos.num_hits.sum() / videos.num_views.sum(),
     }
     if num_classes > 5:
         result["top5"] = multiclass_accuracy(scores, label, num_classes, average="micro", top_k=5)

@@ -9,15 +9,14 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, LinearLR, OneCycleLR, SequentialLR
 
 from cnnbert.backbones.base import Backbone
-from cnnbert.data.datamodule import Batch
+from cnnbert.data.datamodule import Batch, VideoDataModule
 from cnnbert.errors import InputError
 from cnnbert.heads.base import Head
 from cnnbert.machine import prefers_channels_last
-from cnnbert.tasks.metrics import VideoScores, accuracies
+from cnnbert.tasks.metrics import VideoScores, accuracies, average_views
 
 # These set the learning rate anew instead of changing the one that there is, and so would undo a warm-up.
 SETTING_SCHEDULERS = (CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, OneCycleLR, SequentialLR)
@@ -166,19 +165,24 @@ class ActionRecognition(LightningModule):
         """Return the probabilities (B, K) of a batch's videos, and collect their scores."""
         logits = self.view_logits(batch["clip"])
         self.scores.update(batch["index"], batch["label"], logits)
-        return F.softmax(logits.float().mean(1), dim=1)
+        return average_views(logits, self.scores.average).softmax(1)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the videos of the epoch before."""
-        self.scores.reset()
+        self._start_scores("val")
 
     def on_test_epoch_start(self) -> None:
         """Forget the videos of the epoch before."""
-        self.scores.reset()
+        self._start_scores("test")
 
     def on_predict_epoch_start(self) -> None:
         """Forget the videos of the epoch before."""
+        self._start_scores("predict")
+
+    def _start_scores(self, split: str) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.scores.reset()
+        self.scores.average = data.views(split).average if isinstance(data, VideoDataModule) else "logits"
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracies of the validation videos."""

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from memory import ListedSource, MemoryReader
+from memory import ListedSource, MemoryReader, MemoryVideo
 from pytorch_lightning import LightningModule, Trainer
 
 from cnnbert.data.datamodule import EpochSampler, VideoDataModule, collate
+from cnnbert.data.readers import Video
 from cnnbert.errors import InputError, VideoReadError
 
 NAMES = ["left", "right"]
@@ -156,8 +157,13 @@ def test_the_trainer_tells_the_epoch() -> None:
         ({"clip_length": 0}, "clip_length=0 must be at least 1"),
         ({"stride": 0}, "stride=0 must be at least 1"),
         ({"frame_size": 0}, "frame_size=0 must be at least 1"),
-        ({"num_clips": 0}, "num_clips=0 and batch_size=8 must be at least 1"),
-        ({"batch_size": 0}, "num_clips=1 and batch_size=0 must be at least 1"),
+        ({"num_clips": 0}, "num_clips=0 must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        (
+            {"test_protocol": "3_clips"},
+            "test_protocol='3_clips' is not one of center_clip, all_clips_10_crops, 10_clips_3_crops",
+        ),
+        ({"average": "scores"}, "average='scores' is not one of logits, probabilities"),
         ({"flip_probability": 1.5}, r"flip_probability=1.5 must be in \[0, 1\]"),
         ({"flip_probability": -0.1}, r"flip_probability=-0.1 must be in \[0, 1\]"),
     ],
@@ -199,18 +205,100 @@ def test_testing_needs_not_every_class() -> None:
     assert len(data.datasets["test"]) == 1
 
 
+ALL, TEN = {"test_protocol": "all_clips_10_crops"}, {"test_protocol": "10_clips_3_crops"}
+
+
 @pytest.mark.parametrize(
-    ("num_clips", "num_crops", "stride", "split", "words"),
+    ("arguments", "split", "words"),
     [
-        (1, 1, 1, "test", "centre clip x centre crop, 8 frames, stride 1"),
-        (1, 3, 1, "test", "centre clip x 3 crops, 8 frames, stride 1, mean of logits"),
-        (10, 1, 2, "test", "10 clips x centre crop, 8 frames, stride 2, mean of logits"),
-        (10, 10, 1, "predict", "10 clips x 10 crops, 8 frames, stride 1, mean of logits"),
-        (10, 10, 1, "val", "centre clip x centre crop, 8 frames, stride 1"),
+        ({}, "test", "center_clip: centre clip x centre crop, 8 frames, stride 1"),
+        (ALL, "test", "all_clips_10_crops: all clips x 10 crops, 8 frames, stride 1, mean of logits"),
+        (TEN, "predict", "10_clips_3_crops: 10 clips x 3 crops, 8 frames, stride 1, mean of probabilities"),
+        (TEN, "val", "center_clip: centre clip x centre crop, 8 frames, stride 1"),
+        ({"num_crops": 3}, "test", "custom: centre clip x 3 crops, 8 frames, stride 1, mean of logits"),
+        ({"num_clips": 9, "stride": 2}, "test", "custom: 9 clips x centre crop, 8 frames, stride 2, mean of logits"),
+        ({**ALL, "num_crops": 1}, "test", "custom: all clips x centre crop, 8 frames, stride 1, mean of logits"),
+        ({**TEN, "num_clips": 5}, "test", "custom: 5 clips x 3 crops, 8 frames, stride 1, mean of probabilities"),
+        ({**TEN, "average": "logits"}, "test", "custom: 10 clips x 3 crops, 8 frames, stride 1, mean of logits"),
+        (
+            {"num_clips": 10, "num_crops": 3, "average": "probabilities"},
+            "test",
+            "10_clips_3_crops: 10 clips x 3 crops, 8 frames, stride 1, mean of probabilities",
+        ),
+        (
+            {"validate_on_test": True},
+            "val",
+            "center_clip: centre clip x centre crop, 8 frames, stride 1, on the test videos",
+        ),
+        ({"validate_on_test": True}, "test", "center_clip: centre clip x centre crop, 8 frames, stride 1"),
     ],
 )
-def test_protocol(num_clips: int, num_crops: Any, stride: int, split: str, words: str) -> None:
-    assert datamodule(num_clips=num_clips, num_crops=num_crops, stride=stride).protocol(split) == words
+def test_protocol(arguments: dict[str, Any], split: str, words: str) -> None:
+    assert datamodule(**arguments).protocol(split) == f"protocol {words}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shapes"),
+    [
+        ({"test_protocol": "center_clip", "batch_size": 2}, [(2, 1), (1, 1)]),
+        ({"test_protocol": "10_clips_3_crops", "batch_size": 60}, [(2, 30), (1, 30)]),
+        ({"test_protocol": "all_clips_10_crops", "batch_size": 60}, [(1, 10), (1, 20), (1, 40)]),
+        ({"test_protocol": "all_clips_10_crops", "num_clips": 2, "batch_size": 60}, [(3, 20)]),
+        ({"test_protocol": "all_clips_10_crops", "num_crops": 1}, [(1, 1), (1, 2), (1, 4)]),
+    ],
+)
+@pytest.mark.parametrize("stage", ["test", "predict"])
+def test_views_of_a_protocol(stage: str, arguments: dict[str, Any], shapes: list[tuple[int, int]]) -> None:
+    """Of videos of 10, 20 and 40 frames; validation takes one view all the same."""
+    lengths: dict[str, str | None] = {"10": "left", "20": "right", "40": "left"}
+    splits = {stage: lengths, "val": lengths}
+    data = datamodule(splits, reader=LengthReader(), **arguments)
+    data.setup(stage)
+    loader = data.test_dataloader() if stage == "test" else data.predict_dataloader()
+    assert [tuple(batch["clip"].shape[:2]) for batch in loader] == shapes
+    data.setup("validate")
+    assert all(batch["clip"].shape[1] == 1 for batch in data.val_dataloader())
+
+
+class LengthReader(MemoryReader):
+    """Gives videos whose path is their number of frames."""
+
+    def open(self, path: str) -> Video:
+        return MemoryVideo(int(path), self.size)
+
+
+def test_validation_on_the_test_videos_trains_on_all_others() -> None:
+    splits = {"train": videos(6, "train"), "val": videos(4, "val"), "test": videos(3, "test")}
+    listed = {}
+    for chosen in (False, True):
+        data = datamodule(splits, validate_on_test=chosen)
+        data.setup("fit")
+        data.setup("test")
+        listed[chosen] = {
+            split: [record.path for record in dataset.records] for split, dataset in data.datasets.items()
+        }
+    assert listed[False] == {split: list(paths) for split, paths in splits.items()}
+    assert listed[True] == {
+        "train": [*splits["train"], *splits["val"]],
+        "val": list(splits["test"]),
+        "test": list(splits["test"]),
+    }
+    data = datamodule({"train": videos(6), "val": videos(4)}, validate_on_test=True)
+    with pytest.raises(InputError, match="the source has no video in the split 'test'"):
+        data.setup("validate")
+
+
+def test_options_reach_sampler_and_transforms() -> None:
+    for chosen in (False, True):
+        options = {"skip_last_frame": chosen, "truncated_crops": chosen, "antialias": not chosen}
+        data = datamodule(**options)
+        data.setup("fit")
+        data.setup("test")
+        train = data.datasets["train"]
+        assert train.sampler.skip_last_frame is chosen
+        assert train.transform.truncated_crops is chosen
+        assert {dataset.transform.antialias for dataset in data.datasets.values()} == {not chosen}
+        assert {name: data.hparams[name] for name in options} == options
 
 
 def test_predict_needs_no_labels() -> None:

@@ -128,6 +128,65 @@ def test_csv_labels_by_number(tmp_path):
     assert CSVManifest(one_up, class_names=stars).class_names == stars
 
 
+FOLDS = (
+    "path,label,split2,split1\n"
+    "a.mp4,run,train,train\nb.mp4,walk,train,test\nc.mp4,run,test,\nd.mp4,run,,train\ne.mp4,run,val,test\n"
+)
+
+
+def fold_names(source: CSVManifest, split: str) -> str:
+    return "".join(Path(record.path).stem for record in source.records(split))
+
+
+def test_csv_with_numbered_splits(tmp_path):
+    touch(tmp_path, *(f"{name}.mp4" for name in "abcde"))
+    path = write(tmp_path / "x.csv", FOLDS)
+    second = CSVManifest(path, fold=2)
+    assert [fold_names(second, split) for split in ("train", "val", "test", "predict")] == ["ab", "e", "c", "abcde"]
+    first = CSVManifest(path, fold=1, val_fraction=0.5)  # names no validation, which is taken from training
+    train, val = fold_names(first, "train"), fold_names(first, "val")
+    assert (len(train), len(val), "".join(sorted(train + val))) == (1, 1, "ad")
+    assert fold_names(first, "test") == "be"
+    assert first.class_names == second.class_names == ["run", "walk"]
+
+
+def test_csv_with_numbered_splits_and_one_without_number(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    path = write(tmp_path / "x.csv", "path,label,split,split1\na.mp4,x,test,train\nb.mp4,y,train,test\n")
+    assert fold_names(CSVManifest(path), "test") == "a"
+    assert fold_names(CSVManifest(path, fold=1), "test") == "b"
+
+
+@pytest.mark.parametrize(
+    ("text", "fold", "message"),
+    [
+        (FOLDS, None, "divides its videos by the columns split2, split1; set fold to the number of one"),
+        (FOLDS, 3, "fold=3, but .*x.csv has no column split3; its split columns are split2, split1"),
+        ("path,label\na.mp4,x\n", 1, r"fold=1, but .* has no column split1; its split columns are \(none\)"),
+        ("path,label,split1\na.mp4,x,dev\n", 1, "line 2: split1='dev' is not one of train, val, test"),
+        ("path,label,split0\na.mp4,x,train\n", None, "the columns path, label, split0; .*group,split1,split2,..."),
+        ("path,label,split1\na.mp4,x,train\n", 1, "has a split1 column but no line with split1=test"),
+    ],
+)
+def test_csv_says_what_is_wrong_with_numbered_splits(tmp_path, text, fold, message):
+    touch(tmp_path, *(f"{name}.mp4" for name in "abcde"))
+    source = CSVManifest(write(tmp_path / "x.csv", text), fold=fold)
+    with pytest.raises(InputError, match=message):
+        source.records("test")
+
+
+def test_csv_predicts_whatever_the_fold(tmp_path):
+    """New videos need no column for the fold that a checkpoint was trained on."""
+    touch(tmp_path, *(f"{name}.mp4" for name in "abcde"))
+    assert fold_names(CSVManifest(write(tmp_path / "x.csv", FOLDS)), "predict") == "abcde"
+    assert fold_names(CSVManifest(write(tmp_path / "y.csv", "path\na.mp4\n"), fold=1), "predict") == "a"
+
+
+def test_fold_below_one():
+    with pytest.raises(InputError, match="fold=0 must be at least 1, the number of the column split1"):
+        CSVManifest("x.csv", fold=0)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -88,6 +89,75 @@ def test_train_crops_have_the_published_sizes_and_places(monkeypatch: pytest.Mon
         quarters += [(1, 1), (1, 3), (3, 1), (3, 3)]
         expected = {(a * down // 4, b * right // 4) for a, b in quarters}
         assert {key[2:] for key in seen if key[:2] == (h, w)} == expected
+
+
+def test_truncated_crops_are_those_of_ltm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LTM's 13 places are those of a crop of 112 x 112, and a crop of any of its 10 sizes is put at each."""
+    combinations = [(size, place) for size in range(10) for place in range(13)]
+    draws = [(10, size, 13, place) for size, place in combinations]
+    numbers = iter([number for draw in draws for number in draw])
+
+    def randint(high: int, shape: tuple[int, ...]) -> Tensor:
+        assert high == next(numbers)
+        return torch.tensor(next(numbers))
+
+    boxes: list[tuple[int, ...]] = []
+
+    def resize(frames: Tensor, size: list[int], **options: Any) -> Tensor:
+        if size == [112, 112]:
+            boxes.append((*corner(frames), *frames.shape[-2:]))
+        return frames
+
+    monkeypatch.setattr(torch, "randint", randint)
+    monkeypatch.setattr(F, "resize", resize)
+    transform = TrainTransform(truncated_crops=True)
+    for _ in combinations:
+        transform(places(128, 170))
+
+    sides = [128, 112, 96, 84]
+    sizes = [(h, w) for h in sides for w in sides if abs(sides.index(h) - sides.index(w)) <= 1]
+    ys, xs = (0, 4, 8, 12, 16), (0, 14, 28, 42, 56)
+    points = [(y, x) for y in ys[::2] for x in xs[::2]] + [(y, x) for y in ys[1::2] for x in xs[1::2]]
+    expected = [(y, x, min(h, 128 - y), min(w, 170 - x)) for h, w in sizes for y, x in points]
+    assert len(expected) == 130
+    assert Counter(boxes) == Counter(expected)
+    whole = Counter((y, x, h, w) for h, w in sizes for y, x in points)
+    assert sum((Counter(boxes) - whole).values()) == 24
+    assert (16, 56, 112, 114) in boxes  # 128 x 128, cut off at two edges
+
+
+def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (H, W) between the centres of the nearest pixels, without averaging others."""
+    for axis, size in enumerate((height, width)):
+        last = image.shape[axis] - 1
+        centres = np.clip((np.arange(size) + 0.5) * image.shape[axis] / size - 0.5, 0, last)
+        before = np.floor(centres).astype(int)
+        share = (centres - before).reshape((-1, 1) if axis == 0 else (1, -1))
+        after = np.minimum(before + 1, last)
+        image = image.take(before, axis) * (1 - share) + image.take(after, axis) * share
+    return image
+
+
+@pytest.mark.parametrize("transform", [TrainTransform, EvalTransform])
+@pytest.mark.parametrize(("height", "width", "size"), [(256, 340, 112), (240, 320, 112), (80, 60, 112)])
+def test_without_antialiasing(
+    transform: type[TrainTransform] | type[EvalTransform], height: int, width: int, size: int
+) -> None:
+    noise = torch.randint(256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole: dict[str, Any] = {"scales": [1]} if transform is TrainTransform else {}
+    plain = transform(size, (size, size), antialias=False, **whole)(noise)[0, 0].float().numpy()
+    expected = np.stack([bilinear(channel, size, size) for channel in noise[0].double().numpy()])
+    assert np.abs(plain - expected.round()).max() <= 1  # fixed-point numbers, rounded after height and after width
+    if height > size:
+        smooth = transform(size, (size, size), **whole)(noise)[0, 0].float().numpy()
+        assert np.abs(smooth - expected).max() > 20
+
+
+def test_the_last_resize_of_training_is_without_antialiasing_too() -> None:
+    noise = torch.randint(256, (1, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plain = TrainTransform(40, None, [1], antialias=False)(noise)[0, 0].float().numpy()
+    expected = np.stack([bilinear(channel, 40, 40) for channel in noise[0].double().numpy()])
+    assert np.abs(plain - expected.round()).max() <= 1
 
 
 def test_train_crop_is_the_same_for_all_frames_and_never_mirrored() -> None:

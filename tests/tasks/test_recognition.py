@@ -95,7 +95,9 @@ def test_views_are_averaged_over_their_logits() -> None:
     # 1e-5: float32 convolutions in batches of 4 and of 12 clips sum in another order.
     torch.testing.assert_close(probabilities, F.softmax(views.mean(1), 1), atol=1e-5, rtol=0)
     videos = model.scores.compute()
-    torch.testing.assert_close(videos.logits, views, atol=1e-5, rtol=0)
+    torch.testing.assert_close(videos.video_logits, views.mean(1), atol=1e-5, rtol=0)
+    assert videos.num_views.tolist() == [3] * 4
+    assert torch.equal(videos.num_hits, (views.argmax(2) == batch["label"][:, None]).sum(1))
     (metrics,) = trainer().test(model, loader(4, 4, num_views=3), verbose=False)
     expected = F.cross_entropy(views.mean(1), batch["label"]).item()
     assert metrics["test/loss"] == pytest.approx(expected, abs=1e-5)
@@ -335,7 +337,7 @@ def test_channels_last_changes_the_layout_alone() -> None:
         trainer().predict(model, loader())
         weight = model.backbone.layer1[0].conv1[0][0].weight
         assert weight.is_contiguous(memory_format=torch.channels_last_3d) == (layout == "channels_last")
-        logits.append(model.scores.compute().logits)
+        logits.append(model.scores.compute().video_logits)
     # 1e-4: other kernels sum in another order; the logits are of the order of 1.
     torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
 
