@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -36,15 +38,10 @@ from cnnbert.runs import (
     read_checkpoint,
     run_name,
 )
-from cnnbert.shipped import find_config
+from cnnbert.shipped import find_config, shipped_configs
 from cnnbert.tasks.recognition import ActionRecognition
 
 CONFIG_OPTIONS = ("--config", "-c", "--data", "--model", "--trainer")
-
-DESCRIPTION = (
-    "Train, test and use CNN+BERT video classifiers. Beside the subcommands below there are "
-    f"{', '.join(sorted(COMMANDS))}, each with its own --help."
-)
 
 HELP = {
     "fit": {"description": "Train a network, validating it after each epoch; keep the best and the last checkpoint."},
@@ -68,7 +65,7 @@ class RunCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": "cnnbert", "description": DESCRIPTION, **HELP},
+            parser_kwargs={"prog": "cnnbert", **HELP},
             args=args,
         )
 
@@ -96,10 +93,16 @@ class RunCLI(LightningCLI):
         if wanted is not None:
             checkpoint = find_checkpoint(wanted, self.root, self.name)
             _replace(args, ("--ckpt_path",), lambda _: str(checkpoint))
-            settings = checkpoint_settings(read_checkpoint(checkpoint))
+            known_state = read_checkpoint(checkpoint)
+            if "fit" in args and "optimizer_states" not in known_state:
+                raise InputError(
+                    f"{checkpoint} holds a model and no training to go on with; "
+                    f"a new training starts from its backbone with --model.backbone.weights {checkpoint}"
+                )
+            settings = checkpoint_settings(known_state)
             self.name = self.name or run_name(checkpoint)
             known = [json.dumps(settings)]
-            run_config = checkpoint.parents[1] / "config.yaml"
+            run_config = checkpoint.absolute().parent.parent / "config.yaml"
             if "fit" in args and checkpoint.name == "last.ckpt" and run_config.is_file():
                 self.resumed = run_config.parent
                 classes = {"data": {"class_names": settings["data"]["class_names"]}}
@@ -185,6 +188,26 @@ class RunCLI(LightningCLI):
         self.trainer.predict(return_predictions=False, **kwargs)
 
 
+def overview() -> str:
+    """Return the help of `cnnbert` itself: its commands, a line each."""
+    lines = {name: text["description"] for name, text in HELP.items()}
+    lines |= {name: (inspect.getdoc(function) or "").partition("\n\n")[0] for name, function in COMMANDS.items()}
+    width = max(map(len, lines))
+    told = [
+        textwrap.fill(text, 88, initial_indent=f"  {name:<{width}}  ", subsequent_indent=" " * (width + 4))
+        for name, text in lines.items()
+    ]
+    return "\n".join(
+        [
+            "usage: cnnbert COMMAND [OPTIONS]\n",
+            "Train, test and use CNN+BERT video classifiers.\n",
+            *told,
+            "\ncnnbert COMMAND --help lists a command's options; the shipped configs are",
+            textwrap.fill(", ".join(shipped_configs()), 88, initial_indent="  ", subsequent_indent="  "),
+        ]
+    )
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0, or 1 for what the user can put right.
 
@@ -193,6 +216,9 @@ def main(args: list[str] | None = None) -> int:
     """
     _quiet()
     args = sys.argv[1:] if args is None else args
+    if args in ([], ["-h"], ["--help"]):
+        print(overview())
+        return 0
     cli = None
     try:
         if args and args[0] in COMMANDS:

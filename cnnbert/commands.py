@@ -7,7 +7,15 @@ from collections.abc import Callable
 
 from jsonargparse import ArgumentParser
 
-COMMANDS: dict[str, Callable[..., None]] = {}
+from cnnbert.folds import splits
+from cnnbert.ltm import import_checkpoint
+from cnnbert.summary import summary
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "import-checkpoint": import_checkpoint,
+    "splits": splits,
+    "summary": summary,
+}
 """The functions by the names of their commands."""
 
 SETTINGS = ("--model", "--data", "--trainer", "--seed_everything")
@@ -17,11 +25,11 @@ SETTINGS = ("--model", "--data", "--trainer", "--seed_everything")
 def run_command(name: str, args: list[str]) -> None:
     """Run a command with its arguments, the words after its name; `--a-name` is `--a_name`."""
     function = COMMANDS[name]
-    summary, _, rest = (inspect.getdoc(function) or "").partition("\n\n")
-    parser = ArgumentParser(prog=f"cnnbert {name}", description=f"{summary} {rest.partition('Args:')[0]}")
+    description = (inspect.getdoc(function) or "").partition("Args:")[0]
+    parser = ArgumentParser(prog=f"cnnbert {name}", description=description)
     takes_settings = "settings" in inspect.signature(function).parameters
-    skipped = {"settings"} if takes_settings else set()
-    parser.add_function_arguments(function, as_positional=True, skip=skipped)
+    skipped: set[str | int] = {"settings"} if takes_settings else set()
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skipped)
     settings: list[str] = []
     if takes_settings:
         settings, args = _part_settings(args)

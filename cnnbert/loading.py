@@ -34,6 +34,13 @@ def build(config: str | Path, class_names: Sequence[str], overrides: Sequence[st
     Raises:
         InputError: There is no such config, or a setting that it does not know.
     """
+    return instantiate(config_settings(config, class_names, overrides)["model"]).eval()
+
+
+def config_settings(
+    config: str | Path, class_names: Sequence[str], overrides: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Return all settings of a config with their defaults, `model` and `data`; for the arguments see `build`."""
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_argument("--seed_everything", type=bool | int, default=0)
@@ -43,14 +50,19 @@ def build(config: str | Path, class_names: Sequence[str], overrides: Sequence[st
     parser.add_lightning_class_args(VideoDataModule, "data")
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.link_arguments("data.clip_length", "model.clip_length")
-    given = [override if override.startswith("--") else f"--{override}" for override in overrides]
+    given = [_found(override if override.startswith("--") else f"--{override}") for override in overrides]
     names = f"--model.class_names={yaml.safe_dump(list(class_names), default_flow_style=True)}"
     try:
         settings = parser.parse_args([f"--config={find_config(str(config))}", *given, names])
     except Exception as error:
         raise InputError(f"{config}: {error}") from error
-    dump = yaml.safe_load(parser.dump(settings, skip_link_targets=False, skip_none=False))["model"]
-    return _instantiate(dump).eval()
+    return yaml.safe_load(parser.dump(settings, skip_link_targets=False, skip_none=False))
+
+
+def _found(override: str) -> str:
+    """Return an override with the path of its config where it names one: `--data=data/folder.yaml`."""
+    name, _, value = override.partition("=")
+    return f"{name}={find_config(value)}" if "." not in name and value.endswith(".yaml") else override
 
 
 def load(checkpoint: str | Path) -> ActionRecognition:
@@ -70,13 +82,13 @@ def load(checkpoint: str | Path) -> ActionRecognition:
     if not path.is_file():
         raise InputError(f"there is no checkpoint {checkpoint}")
     known = read_checkpoint(path)
-    model = _instantiate({name: value for name, value in known["hyper_parameters"].items() if name != "_instantiator"})
+    model = instantiate({name: value for name, value in known["hyper_parameters"].items() if name != "_instantiator"})
     model.on_load_checkpoint(known)
     model.load_state_dict(known["state_dict"])
     return model.eval()
 
 
-def _instantiate(settings: dict[str, Any]) -> ActionRecognition:
+def instantiate(settings: dict[str, Any]) -> ActionRecognition:
     """Make a model as Lightning's command line does, so that its checkpoints hold its settings, not its objects."""
     with _given_hyperparameters_context(settings, "pytorch_lightning.cli.instantiate_module"):
         return instantiate_module(ActionRecognition, settings)

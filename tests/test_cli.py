@@ -17,6 +17,7 @@ from wandb_file import read_run
 
 import cnnbert
 from cnnbert.cli import main
+from cnnbert.commands import COMMANDS
 from cnnbert.shipped import shipped_configs
 
 
@@ -325,3 +326,12 @@ def test_interrupted_run_keeps_its_last_checkpoint(workplace, videos):
     epoch = torch.load(last, weights_only=True)["epoch"]
     assert main(["fit", "--ckpt_path=last", f"--trainer.max_epochs={epoch + 2}"]) == 0
     assert torch.load(last, weights_only=True)["epoch"] == epoch + 1
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["-h"]])
+def test_overview_names_every_command_and_config(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(args) == 0
+    told = capsys.readouterr().out
+    for name in ("fit", "validate", "test", "predict", *COMMANDS):
+        assert f"\n  {name} " in told
+    assert all(name in told for name in shipped_configs())

@@ -185,7 +185,7 @@ def test_the_command_line_tests_a_plain_trainers_checkpoint(
     """What it was trained with comes out of the checkpoint; only the videos have to be named."""
     source = ["--data.source=Folder", f"--data.source.root={videos}"]
     assert main(["test", f"--ckpt_path={trained[0]}", *source, *TINY_RUN[1:]]) == 0
-    assert "test: 9 videos, centre clip x centre crop, 8 frames, stride 1" in capsys.readouterr().out
+    assert "test: 9 videos, protocol center_clip: centre clip x centre crop, 8 frames" in capsys.readouterr().out
 
 
 def test_the_config_that_a_run_leaves_is_built(workplace: Path, videos: Path) -> None:
@@ -268,7 +268,7 @@ def test_a_users_own_backbone_and_head(
     try:
         assert main(["fit", *model, *data, *TINY_RUN]) == 0
         assert main(["test", "--ckpt_path=best", *TINY_RUN[1:]]) == 0
-        assert "test: 9 videos, centre clip x centre crop, 8 frames, stride 1" in capsys.readouterr().out
+        assert "test: 9 videos, protocol center_clip: centre clip x centre crop, 8 frames" in capsys.readouterr().out
         (checkpoint,) = workplace.glob("runs/run/fit-*/checkpoints/best.ckpt")
         network = cnnbert.load(checkpoint)
         assert (type(network.backbone).__name__, network.backbone.out_channels) == ("FrameNet", 6)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import shutil
 from pathlib import Path
 
+import ltm_network
 import pytest
 import torch
 from conftest import TINY_DATA, TINY_RUN, write_video
+from test_ltm import small, small_config, write_checkpoint, write_names
 
 import cnnbert
+from cnnbert.backbones.weights import PUBLISHED
 from cnnbert.cli import main
+from cnnbert.data.datamodule import VideoDataModule
+from cnnbert.data.protocols import PROTOCOLS
 from cnnbert.shipped import shipped_configs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+SMALL = ["--model.backbone.depth=10", "--model.backbone.width=8", "--model.backbone.weights=null"]
 
 
 def blocks(language: str) -> list[str]:
@@ -33,14 +42,14 @@ def test_every_block_is_known():
     """Commands of another kind would need a test of their own; CI runs the two lines that install."""
     words = {shlex.split(part)[0] for block in blocks("bash") for part in re.split(r"&&|\n", block) if part.strip()}
     assert words == {"python3", ".venv/bin/pip", ".venv/bin/cnnbert", ".venv/bin/pytest", "cnnbert"}
-    assert len(commands()) == 5
+    assert len(commands()) == 8
 
 
 def test_your_own_videos(workplace, videos):
     shutil.copytree(videos, "my_videos")
     write_video(workplace / "new_videos" / "a.mp4", (220, 30, 30))
-    small = ["--model.backbone.depth=10", "--model.backbone.width=8", "--trainer.logger=false"]
-    for command in commands()[2:]:
+    small = [*SMALL, "--trainer.logger=false"]
+    for command in commands()[2:5]:
         sizes = ["--data.clip_length=8", "--data.num_workers=0", "--trainer.enable_progress_bar=false"]
         extra = [*small, "--trainer.max_epochs=1"] if command[0] == "fit" else []
         assert main([*command, *sizes, *extra, "--trainer.accelerator=cpu"]) == 0
@@ -52,10 +61,47 @@ def test_other_options_that_it_names(workplace, videos):
     Path("my_videos.csv").write_text("path,label\n" + "\n".join(lines))
     (csv_options,) = re.findall(r"`(--data data/csv.yaml [^`]*)`", README)
     (logger,) = re.findall(r"`(--trainer.logger null)`", README)
-    small = ["--model.backbone.depth=10", "--model.backbone.width=8", *TINY_DATA, *TINY_RUN]
-    options = [*shlex.split(csv_options), *shlex.split(logger), *small]
+    options = [*shlex.split(csv_options), *shlex.split(logger), *SMALL, *TINY_DATA, *TINY_RUN]
     assert main(["fit", "--config=r2plus1d_bert.yaml", *options]) == 0
     assert len(list(workplace.glob("runs/r2plus1d_bert/fit-*/metrics.csv"))) == 1
+
+
+def test_summary(capsys):
+    assert main(commands()[5]) == 0
+    assert "52,465,139" in capsys.readouterr().out
+
+
+def test_import_checkpoint(workplace):
+    (config,) = (word for word in commands()[6] if word.endswith(".yaml"))
+    small_config(config, workplace)  # a config here wins over the shipped one
+    write_checkpoint(workplace / "model_best.pth.tar", ltm_network.random_state(small(config)))
+    write_names(workplace / "names.txt", small(config).classes)
+    assert main(commands()[6]) == 0
+    assert cnnbert.load("model.ckpt").class_names == ["class 0", "class 1", "class 2"]
+
+
+@pytest.mark.slow
+def test_splits(workplace, videos, capfd):
+    splits = [("train", "test", "test"), ("test", "train", "test"), ("test", "test", "train")]
+    lines = [
+        f"{path},{path.parent.name},{','.join(splits[number % 3])}"
+        for folder in sorted((videos / "train").iterdir())
+        for number, path in enumerate(sorted(folder.glob("*.mp4")) * 2)
+    ]
+    Path("my_splits.csv").write_text("path,label,split1,split2,split3\n" + "\n".join(lines))
+    small = [*SMALL, *TINY_DATA, *TINY_RUN, "--trainer.logger=false"]
+    assert main([*commands()[7], *small]) == 0
+    assert "protocol all_clips_10_crops" in capfd.readouterr().out
+    assert len(list(workplace.glob("runs/r2plus1d_bert/splits-*/splits.csv"))) == 1
+
+
+def test_protocols_and_weights():
+    (arguments,) = [list(inspect.signature(VideoDataModule).parameters.values())]
+    protocols = {p.name: p for p in arguments}["test_protocol"].annotation
+    named = set(re.findall(r"^\| `(\w+)` \| [^|]*\| [^|]*\|$", README.split("test_protocol` chooses")[1], re.MULTILINE))
+    assert named == set(PROTOCOLS) and all(f'"{name}"' in protocols for name in named)
+    weights = README.split("or a name:")[1].split("What a file holds")[0]
+    assert set(re.findall(r"`(\w+)`", weights)) == set(PUBLISHED)
 
 
 def test_python(monkeypatch):
@@ -79,7 +125,7 @@ def test_file_tree():
     named = set(re.findall(r"\b\w+\.py\b", tree))
     there = {path.name for path in (ROOT / "cnnbert").rglob("*.py")} - {"__init__.py", "__main__.py"}
     assert named == there
-    rows = [name for name in shipped_configs() if not name.startswith("data/")]
+    rows = [name for name in shipped_configs() if "/" not in name]
     assert set(rows) == set(re.findall(r"^\| `(\w+\.yaml)`", README, re.MULTILINE))
 
 
