@@ -113,15 +113,50 @@ class BERTHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (B, K) of features (B, in_channels, T', H', W') of any length and size."""
-        x = self.reduction(features)  # (B, C, T', H', W')
-        x = x.mean(dim=(3, 4)).transpose(1, 2)  # (B, T', C)
-        key_mask = self.draw_key_mask(x) if self.training else None  # (B, 1, 1, 1 + T')
-        positions = resize_positions(self.positions, x.shape[1])  # (1, 1 + T', C)
-        x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], dim=1)  # (B, 1 + T', C)
-        x = self.dropout(x + positions)  # (B, 1 + T', C)
+        x = self.make_tokens(features)  # (B, 1 + T', C)
+        key_mask = self.draw_key_mask(x[:, 1:]) if self.training else None  # (B, 1, 1, 1 + T')
+        x = self.dropout(x)  # (B, 1 + T', C)
         for block in self.blocks:
             x = block(x, key_mask)  # (B, 1 + T', C)
         return self.classifier(self.classifier_dropout(x[:, 0]))  # (B, K)
+
+    def attention(self, features: Tensor) -> Tensor:
+        """Return how much each token looks at each token, as in evaluation: nothing is masked, dropped or updated.
+
+        It does not depend on the mode of the head, and leaves it as it is. Token 0 is the class token, token 1 + t is
+        time step t; so `[layer, :, :, 0, 1:]` is what the class token gathers from the time steps.
+
+        Args:
+            features: (B, in_channels, T', H', W') of any length and size.
+
+        Returns:
+            (num_layers, B, num_heads, 1 + T', 1 + T'), probabilities in [0, 1]; each row, of the token that looks,
+            sums to 1.
+        """
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            x = self.make_tokens(features)  # (B, 1 + T', C)
+            weights = []
+            for block in self.blocks:
+                assert isinstance(block, TransformerBlock)
+                weights.append(block.attention_weights(x))  # (B, heads, 1 + T', 1 + T')
+                x = block(x)  # (B, 1 + T', C)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        return torch.stack(weights)  # (layers, B, heads, 1 + T', 1 + T')
+
+    def make_tokens(self, features: Tensor) -> Tensor:
+        """Return the class token and the time steps, (B, 1 + T', C), with their positions.
+
+        Args:
+            features: (B, in_channels, T', H', W').
+        """
+        x = self.reduction(features)  # (B, C, T', H', W')
+        x = x.mean(dim=(3, 4)).transpose(1, 2)  # (B, T', C)
+        positions = resize_positions(self.positions, x.shape[1])  # (1, 1 + T', C)
+        return torch.cat([self.cls.expand(x.shape[0], -1, -1), x], dim=1) + positions  # (B, 1 + T', C)
 
     def draw_key_mask(self, steps: Tensor) -> Tensor:
         """Draw which tokens may be attended to.

@@ -62,11 +62,27 @@ class SelfAttention(nn.Module):
         Returns:
             (B, S, width).
         """
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, S, 3, heads, D)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, heads, S, D) each
+        q, k, v = self.project(x)  # (B, heads, S, D) each
         dropout = self.dropout if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, dropout_p=dropout)  # (B, heads, S, D)
         return self.out(x.transpose(1, 2).flatten(2))  # (B, S, width)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """Return how much each token attends to each where none is masked and no weight is dropped.
+
+        Args:
+            x: (B, S, width), S tokens.
+
+        Returns:
+            (B, num_heads, S, S), probabilities in [0, 1]; each row, a query's, sums to 1.
+        """
+        q, k, _ = self.project(x)  # (B, heads, S, D) each
+        return (q @ k.transpose(2, 3) / q.shape[3] ** 0.5).softmax(dim=3)  # (B, heads, S, S)
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values, (B, num_heads, S, D) each, of tokens x (B, S, width)."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, S, 3, heads, D)
+        return qkv.permute(2, 0, 3, 1, 4).unbind()
 
 
 class TransformerBlock(nn.Module):
@@ -98,3 +114,7 @@ class TransformerBlock(nn.Module):
         x = x + self.dropout(self.attention(self.attention_norm(x), key_mask))  # (B, S, width)
         x = x + self.dropout(self.feedforward(self.feedforward_norm(x)))  # (B, S, width)
         return self.dropout(x)  # (B, S, width)
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Return the attention weights (B, num_heads, S, S) of tokens x (B, S, width); see `SelfAttention.weights`."""
+        return self.attention.weights(self.attention_norm(x))

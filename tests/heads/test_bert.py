@@ -42,15 +42,21 @@ def reference(
     norm: str = "ltm",
     order: str = "pre",
     gelu: str = "tanh",
-    positions: bool = True,
-) -> Tensor:
-    """Return logits from the formulas of LTM, or of a variant that LTM is not, in plain operations.
+    positions: str = "all",
+    class_token: str = "seen",
+) -> tuple[Tensor, Tensor]:
+    """Return logits and attention weights (layers, B, heads, S, S) from the formulas of LTM in plain operations.
+
+    The arguments after `seen` make variants that LTM is not.
 
     Source: "Late Temporal Modeling in 3D CNN Architectures with BERT for Action Recognition" (2020) and
     artest08/LateTemporalModeling3DCNN, class BERT5.
     """
     weights = dict(head.named_parameters())
     batch, _, steps = features.shape[:3]
+    looks = []
+    if seen is not None and class_token == "masked":
+        seen = torch.cat([seen[:, 1:2], seen[:, 1:]], dim=1)  # hidden where the first time step is
 
     def normalize(x: Tensor, name: str) -> Tensor:
         gain, shift = weights[f"{name}.weight"], weights[f"{name}.bias"]
@@ -66,13 +72,15 @@ def reference(
     def attend(x: Tensor, name: str) -> Tensor:
         size = CHANNELS // HEADS
         q, k, v = linear(x, f"{name}.qkv").split(CHANNELS, dim=-1)
-        outputs = []
+        outputs, shares = [], []
         for start in range(0, CHANNELS, size):
             part = slice(start, start + size)
             scores = q[..., part] @ k[..., part].transpose(1, 2) / math.sqrt(size)  # (B, S, S)
             if seen is not None:
                 scores = scores.masked_fill(~seen[:, None, :], -1e9)
-            outputs.append(scores.softmax(-1) @ v[..., part])
+            shares.append(scores.softmax(-1))
+            outputs.append(shares[-1] @ v[..., part])
+        looks.append(torch.stack(shares, dim=1))
         return linear(torch.cat(outputs, -1), f"{name}.out")
 
     def feed_forward(x: Tensor, name: str) -> Tensor:
@@ -87,8 +95,10 @@ def reference(
     tokens = [weights["cls"][0, 0].expand(batch, CHANNELS)]
     tokens += [features[:, :, step].mean((-1, -2)) for step in range(steps)]
     x = torch.stack(tokens, dim=1)
-    if positions:
+    if positions == "all":
         x = x + weights["positions"]
+    elif positions == "steps":
+        x[:, 1:] += weights["positions"][:, 1:]
     for layer in range(len(head.blocks)):
         block = f"blocks.{layer}"
         for function, name in ((attend, "attention"), (feed_forward, "feedforward")):
@@ -96,7 +106,7 @@ def reference(
                 x = x + function(normalize(x, f"{block}.{name}_norm"), f"{block}.{name}")
             else:
                 x = normalize(x + function(x, f"{block}.{name}"), f"{block}.{name}_norm")
-    return linear(x[:, 0], "classifier")
+    return linear(x[:, 0], "classifier"), torch.stack(looks)
 
 
 def random_features(steps: int = STEPS) -> Tensor:
@@ -105,25 +115,80 @@ def random_features(steps: int = STEPS) -> Tensor:
 
 def test_formulas() -> None:
     head, features = trained_head().eval(), random_features()
-    torch.testing.assert_close(head(features), reference(head, features), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(head(features), reference(head, features)[0], rtol=1e-10, atol=1e-10)
+
+
+def draw(head: BERTHead, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits of training, and which tokens they were drawn to see, (B, S)."""
+    torch.manual_seed(3)
+    logits = head.train()(features)
+    torch.manual_seed(3)
+    return logits, head.draw_key_mask(features.mean((3, 4)).transpose(1, 2))[:, 0, 0]
 
 
 def test_formulas_with_masking() -> None:
-    head, features = trained_head().train(), random_features()
-    torch.manual_seed(3)
-    logits = head(features)
-    torch.manual_seed(3)
-    seen = head.draw_key_mask(features.mean((3, 4)).transpose(1, 2))[:, 0, 0]
+    head, features = trained_head(), random_features()
+    logits, seen = draw(head, features)
     assert not seen[:, 1:].all() and seen[:, 1:].any()
-    expected = reference(head, features, seen)
+    expected, _ = reference(head, features, seen)
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
-    assert (expected - reference(head, features)).abs().max() > 1e-3
+    assert (expected - reference(head, features)[0]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("variant", [{"norm": "torch"}, {"order": "post"}, {"gelu": "erf"}, {"positions": False}])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"norm": "torch"},
+        {"order": "post"},
+        {"gelu": "erf"},
+        {"positions": "none"},
+        {"positions": "steps"},
+        {"class_token": "masked"},
+    ],
+)
 def test_formulas_tell_the_variants_apart(variant: dict) -> None:
-    head, features = trained_head().eval(), random_features()
-    assert (head(features) - reference(head, features, **variant)).abs().max() > 1e-4
+    head, features = trained_head(), random_features()
+    logits, seen = draw(head, features)
+    assert (logits - reference(head, features, seen, **variant)[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_attention(training: bool) -> None:
+    head, features = trained_head(num_layers=3), random_features()
+    for block in head.blocks:
+        block.attention.dropout = block.dropout.p = 0.5
+    weights = head.train(training).attention(features)
+    assert weights.shape == (3, 6, HEADS, 1 + STEPS, 1 + STEPS)
+    torch.testing.assert_close(weights, reference(head, features)[1], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]), rtol=0, atol=1e-12)
+    assert weights.min() >= 0 and weights.max() <= 1
+    # Far from uniform, and other from head to head and from row to row: the comparison can tell them apart.
+    assert weights.std(2).max() > 0.1 and weights.std(3).max() > 0.1
+
+
+def test_attention_changes_nothing() -> None:
+    torch.manual_seed(0)
+    head = BERTHead(CHANNELS, CLASSES, reduce_to=64).train()
+    head.reduction.bn1.eval()
+    modes = [module.training for module in head.modules()]
+    state = {name: value.clone() for name, value in head.state_dict().items()}
+    features = random_features().float()
+    drawn = torch.get_rng_state()
+    weights = head.attention(features)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert [module.training for module in head.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in head.state_dict().items())
+    assert torch.equal(weights, head.eval().attention(features))
+    with pytest.raises(RuntimeError, match="expected input"):
+        head.train().attention(features[:, :3])
+    assert head.training and head.blocks[0].dropout.training
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_attention_of_another_length(steps: int) -> None:
+    weights = trained_head().attention(random_features(steps))
+    assert weights.shape == (2, 6, HEADS, 1 + steps, 1 + steps)
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]), rtol=0, atol=1e-12)
 
 
 def test_dropout_positions(monkeypatch: pytest.MonkeyPatch) -> None:
