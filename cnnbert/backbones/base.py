@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cnnbert.backbones.weights import fetch, load
 from cnnbert.errors import InputError
 
 
@@ -19,16 +21,26 @@ class Backbone(nn.Module, ABC):
     weights.
 
     Args:
-        in_channels: Channels of a frame, 3 for RGB.
+        in_channels: Channels of a frame, 3 for RGB, 2 for optical flow.
         out_channels: Channels of the feature grid.
         temporal_stride: Frames per step of the feature grid; also the least number of frames.
         spatial_stride: Pixels per cell of the feature grid; also the least height and width.
         mean: Mean a channel on the [0, 1] scale, subtracted from the clip.
         std: Standard deviation a channel on the [0, 1] scale, by which the clip is then divided.
+        weights: Pretrained weights for `load_pretrained`, a published name or a file; None for random weights.
+
+    Attributes:
+        input_weight: Name of the convolution weight (out, in_channels, ...) that the clips meet first, so that
+            pretrained weights for other channels can be adapted; "" for none.
+        unpretrained: Prefix of the block that pretrained weights may have in another form, in which case it keeps
+            its random weights; "" for none.
+        was_loaded: Whether any weights have been loaded since the constructor, pretrained ones or a checkpoint's.
     """
 
     mean: Tensor
     std: Tensor
+    input_weight: str = ""
+    unpretrained: str = ""
 
     def __init__(
         self,
@@ -38,14 +50,37 @@ class Backbone(nn.Module, ABC):
         spatial_stride: int,
         mean: Sequence[float],
         std: Sequence[float],
+        weights: str | None = None,
     ) -> None:
         super().__init__()
+        if in_channels < 1:
+            raise InputError(f"in_channels={in_channels} must be at least 1; try 3 for RGB, 2 for optical flow")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.temporal_stride = temporal_stride
         self.spatial_stride = spatial_stride
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
+        self.weights = weights
+        self.was_loaded = False
+        self.register_load_state_dict_post_hook(_note_loading)
+
+    def fetch_pretrained(self) -> None:
+        """Fetch the file of `weights` if it is a published one that is not on this machine yet.
+
+        Raises:
+            InputError: There is no such file or name, it is for another network, or it cannot be fetched.
+        """
+        if self.weights is not None:
+            fetch(self)
+
+    def load_pretrained(self) -> str:
+        """Load `weights`, fetched first where need be, and return what was done, in a sentence; "" without weights.
+
+        Raises:
+            InputError: As for `fetch_pretrained`; or the file is damaged or does not fit, and nothing was changed.
+        """
+        return "" if self.weights is None else load(self)
 
     def num_steps(self, clip_length: int) -> int:
         """Return the time steps T' of the features of a clip of `clip_length` frames."""
@@ -88,11 +123,20 @@ class Backbone(nn.Module, ABC):
             (B, out_channels, T', H', W').
 
         Raises:
-            InputError: The clips have too few frames or pixels.
+            InputError: The clips have too few frames or pixels, or other channels.
         """
+        if clips.shape[1] != self.in_channels:
+            raise InputError(
+                f"clips have {clips.shape[1]} channels, but {type(self).__name__} takes {self.in_channels}; "
+                f"in_channels={clips.shape[1]} makes one that fits"
+            )
         self.check_clip(*clips.shape[2:])
         return self.forward_features(self.normalize(clips))
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the features (B, out_channels, T', H', W') of normalised clips (B, in_channels, T, H, W)."""
+
+
+def _note_loading(backbone: Backbone, _: Any) -> None:
+    backbone.was_loaded = True

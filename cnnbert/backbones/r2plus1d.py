@@ -26,26 +26,47 @@ class R2Plus1D(Backbone):
             machines.
         width: Channels of the first stage; the next three have twice, four times and eight times as many. The
             published weights need 64.
+        in_channels: Channels of a frame: 3 for RGB. Any other number, such as 2 for optical flow, is normalised by
+            LTM's mean 0.5 and standard deviation 0.226, and pretrained RGB weights are adapted to it.
+        batchnorm_momentum: Share of the newest batch in BatchNorm's running statistics, in (0, 1]. 0.9 is what LTM's
+            numbers were trained with: IG-65M's public code took Caffe2's 0.9 over, which is 0.1 in PyTorch.
+        weights: Weights that training starts from: a published name, or the path of such a file or of a checkpoint of
+            `cnnbert fit`; random ones by default. Published for depth 34 are `ig65m_clip32_359` (LTM's choice) and
+            `ig65m_clip8_487`, trained on IG-65M with clips of 32 and 8 frames, and `ig65m_kinetics_clip32_400` and
+            `ig65m_kinetics_clip8_400`, then trained on Kinetics-400; for depth 18, `r2plus1d_18_kinetics400`.
     """
 
-    def __init__(self, depth: Literal[10, 18, 34] = 34, width: int = 64) -> None:
+    input_weight = "stem.0.weight"
+
+    def __init__(
+        self,
+        depth: Literal[10, 18, 34] = 34,
+        width: int = 64,
+        in_channels: int = 3,
+        batchnorm_momentum: float = 0.1,
+        weights: str | None = None,
+    ) -> None:
         if depth not in NUM_BLOCKS:
             raise InputError(f"depth={depth} is not a depth of R2Plus1D; choose 10, 18 or 34")
         if width < 1:
             raise InputError(f"width={width} must be at least 1; try 64")
+        if not 0 < batchnorm_momentum <= 1:
+            raise InputError(f"batchnorm_momentum={batchnorm_momentum} must be in (0, 1]; try 0.1")
+        rgb = in_channels == 3
         super().__init__(
-            in_channels=3,
+            in_channels=in_channels,
             out_channels=8 * width,
             temporal_stride=8,
             spatial_stride=16,
-            mean=(0.43216, 0.394666, 0.37645),
-            std=(0.22803, 0.22145, 0.216989),
+            mean=(0.43216, 0.394666, 0.37645) if rgb else [0.5] * in_channels,
+            std=(0.22803, 0.22145, 0.216989) if rgb else [0.226] * in_channels,
+            weights=weights,
         )
         ig65m = depth == 34
         blocks1, blocks2, blocks3, blocks4 = NUM_BLOCKS[depth]
         stem_channels = max(1, round(45 * width / 64))
         self.stem = nn.Sequential(
-            Conv3d(3, stem_channels, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False),
+            Conv3d(in_channels, stem_channels, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False),
             nn.BatchNorm3d(stem_channels),
             nn.ReLU(inplace=True),
             Conv3d(stem_channels, width, (3, 1, 1), padding=(1, 0, 0), bias=False),
@@ -56,20 +77,21 @@ class R2Plus1D(Backbone):
         self.layer2 = _stage(width, 2 * width, blocks2, 2, ig65m)
         self.layer3 = _stage(2 * width, 4 * width, blocks3, 2, ig65m)
         self.layer4 = _stage(4 * width, 8 * width, blocks4, 2, ig65m)
-        self._initialize(ig65m)
+        self._initialize(ig65m, batchnorm_momentum)
 
-    def _initialize(self, ig65m: bool) -> None:
+    def _initialize(self, ig65m: bool, batchnorm_momentum: float) -> None:
         # IG-65M's code swaps these three in after initialising, so that they keep PyTorch's default.
         swapped = tuple(f"layer{stage}.0.conv2.0" for stage in (2, 3, 4)) if ig65m else ()
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv3d) and not name.startswith(swapped):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.BatchNorm3d) and ig65m:
-                # The momentum stays 0.1: the 0.9 of IG-65M's code is Caffe2's, which means 0.1 in PyTorch.
-                module.eps = 1e-3
+            elif isinstance(module, nn.BatchNorm3d):
+                module.momentum = batchnorm_momentum
+                if ig65m:
+                    module.eps = 1e-3
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return (B, 8 * width, T / 8, H / 16, W / 16), rounded up, of normalised clips (B, 3, T, H, W)."""
+        """Return (B, 8 * width, T / 8, H / 16, W / 16), rounded up, of normalised clips (B, C, T, H, W)."""
         x = self.stem(x)  # (B, width, T, H / 2, W / 2)
         x = self.layer1(x)  # (B, width, T, H / 2, W / 2)
         x = self.layer2(x)  # (B, 2 * width, T / 2, H / 4, W / 4)

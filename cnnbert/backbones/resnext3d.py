@@ -30,7 +30,15 @@ class ResNeXt3D(Backbone):
         last_block_channels: Put a feature reduction block that gives this many channels, a multiple of 64, in
             place of the last block: LTM's FRMB, with 512. The block is never pretrained. None keeps the last
             block.
+        in_channels: Channels of a frame: 3 for RGB. Any other number, such as 2 for optical flow, is normalised as by
+            LTM, from 0 to 255 less 127.5, and pretrained RGB weights are adapted to it.
+        weights: Weights that training starts from: a published name, or the path of such a file or of a checkpoint of
+            `cnnbert fit`; random ones by default. Published for depth 101 is `kinetics400_64f`, trained on
+            Kinetics-400 with clips of 64 frames: LTM's choice. No program can fetch its file; the message where it is
+            missing says what to put where.
     """
+
+    input_weight = "conv1.weight"
 
     def __init__(
         self,
@@ -38,6 +46,8 @@ class ResNeXt3D(Backbone):
         width: int = 128,
         cardinality: int = 32,
         last_block_channels: int | None = None,
+        in_channels: int = 3,
+        weights: str | None = None,
     ) -> None:
         if depth not in NUM_BLOCKS:
             raise InputError(f"depth={depth} is not a depth of ResNeXt3D; choose 14, 50, 101 or 152")
@@ -51,17 +61,19 @@ class ResNeXt3D(Backbone):
             raise InputError(
                 f"last_block_channels={last_block_channels} must be a positive multiple of 64; try {nearest}"
             )
+        rgb = in_channels == 3
         super().__init__(
-            in_channels=3,
+            in_channels=in_channels,
             out_channels=last_block_channels or 8 * Bottleneck.expansion * width,
             temporal_stride=16,
             spatial_stride=32,
-            mean=(114.7748 / 255, 107.7354 / 255, 99.4750 / 255),
-            std=(1 / 255, 1 / 255, 1 / 255),
+            mean=(114.7748 / 255, 107.7354 / 255, 99.4750 / 255) if rgb else [0.5] * in_channels,
+            std=[1 / 255] * in_channels,
+            weights=weights,
         )
         blocks1, blocks2, blocks3, blocks4 = NUM_BLOCKS[depth]
         stem_channels = (width + 1) // 2
-        self.conv1 = Conv3d(3, stem_channels, kernel_size=7, stride=(1, 2, 2), padding=3, bias=False)
+        self.conv1 = Conv3d(in_channels, stem_channels, kernel_size=7, stride=(1, 2, 2), padding=3, bias=False)
         self.bn1 = nn.BatchNorm3d(stem_channels)
         self.maxpool = nn.MaxPool3d(kernel_size=3, stride=2, padding=1)
         self.layer1 = _stage(stem_channels, width, blocks1, 1, cardinality)
@@ -75,9 +87,10 @@ class ResNeXt3D(Backbone):
             # With one block a stage the last block is also the first, which has the stride.
             last_channels, stride = (16 * width, 1) if blocks4 > 1 else (8 * width, 2)
             self.layer4[-1] = reduction_block(last_channels, last_block_channels, stride)
+            self.unpretrained = f"layer4.{blocks4 - 1}."
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return (B, out_channels, T / 16, H / 32, W / 32), rounded up, of clips (B, 3, T, H, W)."""
+        """Return (B, out_channels, T / 16, H / 32, W / 32), rounded up, of clips (B, C, T, H, W)."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)  # (B, width / 2, T, H / 2, W / 2)
         x = self.maxpool(x)  # (B, width / 2, T / 2, H / 4, W / 4)
         x = self.layer1(x)  # (B, 2 * width, T / 2, H / 4, W / 4)

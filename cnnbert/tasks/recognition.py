@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, LinearLR, OneCycleLR, SequentialLR
 
@@ -134,8 +135,27 @@ class ActionRecognition(LightningModule):
                     module.to(memory_format=torch.channels_last_3d)
 
     def on_fit_start(self) -> None:
-        """Switch to training, which Lightning leaves to the model: it comes out of `build` in evaluation."""
+        """Load the backbone's pretrained weights unless others have been loaded, and switch to training.
+
+        Here, since `prepare_data` and `setup` come before the checkpoint of a resumed run and are not told of it. The
+        switch is left to the model by Lightning, and `build` gives one in evaluation.
+        """
+        if self.backbone.weights is not None and not self.backbone.was_loaded:
+            self._load_pretrained()
         self.train()
+
+    def _load_pretrained(self) -> None:
+        if self.trainer.strategy.restore_checkpoint_after_setup:
+            raise InputError(
+                f"{type(self.trainer.strategy).__name__} has taken the network apart before its pretrained weights can "
+                "be loaded; call model.backbone.load_pretrained() before fit, or use the strategy ddp"
+            )
+        try:
+            if self.trainer.local_rank == 0:
+                self.backbone.fetch_pretrained()  # once a machine
+        finally:
+            self.trainer.strategy.barrier()
+        rank_zero_info(self.backbone.load_pretrained())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch, each view a clip with its video's label."""

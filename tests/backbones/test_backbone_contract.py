@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ CASES: list[tuple[type[Backbone], dict[str, Any]]] = [
     (ResNeXt3D, {"depth": 50, "width": 4, "cardinality": 2}),
     (ResNeXt3D, {"depth": 14, "width": 8, "cardinality": 4, "last_block_channels": 64}),
     (ResNeXt3D, {"depth": 50, "width": 4, "cardinality": 2, "last_block_channels": 64}),
+    (R2Plus1D, {"depth": 10, "width": 8, "in_channels": 2}),
+    (ResNeXt3D, {"depth": 14, "width": 8, "cardinality": 4, "in_channels": 2}),
 ]
 every_case = pytest.mark.parametrize(("cls", "arguments"), CASES)
 
@@ -92,12 +95,45 @@ def test_unknown_keyword_is_refused(cls: Callable[..., Backbone], arguments: dic
 @every_case
 def test_too_small_a_clip_names_a_size_that_works(cls: type[Backbone], arguments: dict) -> None:
     backbone = build(cls, arguments).eval()
-    frames, pixels = backbone.temporal_stride, backbone.spatial_stride
+    frames, pixels, channels = backbone.temporal_stride, backbone.spatial_stride, backbone.in_channels
     with pytest.raises(InputError, match=f"clip_length={frames - 1} .* at least {frames} frames"):
-        backbone(torch.rand(1, 3, frames - 1, pixels, pixels))
+        backbone(torch.rand(1, channels, frames - 1, pixels, pixels))
     with pytest.raises(InputError, match=f"{pixels}x{pixels - 1} .* at least {pixels}x{pixels} pixels"):
-        backbone(torch.rand(1, 3, frames, pixels, pixels - 1))
-    backbone(torch.rand(1, 3, frames, pixels, pixels))
+        backbone(torch.rand(1, channels, frames, pixels, pixels - 1))
+    backbone(torch.rand(1, channels, frames, pixels, pixels))
+
+
+@every_case
+def test_clips_of_other_channels_are_refused(cls: type[Backbone], arguments: dict) -> None:
+    backbone = build(cls, arguments).eval()
+    frames, pixels, channels = backbone.temporal_stride, backbone.spatial_stride, backbone.in_channels
+    message = f"clips have 4 channels, but {cls.__name__} takes {channels}; in_channels=4 makes one that fits"
+    with pytest.raises(InputError, match=message):
+        backbone(torch.rand(1, 4, frames, pixels, pixels))
+
+
+@every_case
+def test_weights_are_touched_by_load_pretrained_alone(cls: type[Backbone], arguments: dict, tmp_path: Path) -> None:
+    """Also a reduced last block of one's own is loaded, and whoever has loaded weights knows it."""
+    path = tmp_path / "weights.pth"
+    backbone = cls(**arguments, weights=str(path))
+    with pytest.raises(InputError, match=f"weights {path} are neither a file nor a published name"):
+        backbone.load_pretrained()
+    assert not backbone.was_loaded
+    expected = build(cls, arguments).state_dict()
+    torch.save(expected, path)
+    assert backbone.load_pretrained() == f"weights {path}: loaded {len(expected)} tensors into {cls.__name__}"
+    assert backbone.was_loaded
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+@every_case
+def test_any_state_that_is_loaded_is_noted(cls: type[Backbone], arguments: dict) -> None:
+    network = nn.Sequential(build(cls, arguments))
+    assert not network[0].was_loaded
+    network.load_state_dict(network.state_dict())
+    assert network[0].was_loaded
 
 
 @every_case
@@ -106,6 +142,7 @@ def test_construction_needs_no_network(cls: type[Backbone], arguments: dict, mon
         raise AssertionError("a constructor opened a socket")
 
     monkeypatch.setattr(socket, "socket", refuse)
+    arguments = {**arguments, "weights": "ig65m_clip32_359"}  # even where they are for another network
     first, second = build(cls, arguments), build(cls, arguments)
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), f"{name} does not follow the seed"
@@ -115,7 +152,9 @@ def test_construction_needs_no_network(cls: type[Backbone], arguments: dict, mon
 def test_meta_device(cls: type[Backbone], arguments: dict) -> None:
     with torch.device("meta"):
         backbone = cls(**arguments)
-        clips = torch.empty(2, 3, backbone.temporal_stride, backbone.spatial_stride, backbone.spatial_stride)
+        clips = torch.empty(
+            2, backbone.in_channels, backbone.temporal_stride, backbone.spatial_stride, backbone.spatial_stride
+        )
     assert all(tensor.is_meta for tensor in backbone.state_dict().values())
     assert backbone(clips).shape == (2, backbone.out_channels, 1, 1, 1)
 

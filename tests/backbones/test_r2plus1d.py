@@ -37,26 +37,28 @@ def torchvision_ig65m() -> VideoResNet:
 
 
 @pytest.mark.parametrize(("depth", "build"), [(18, r2plus1d_18), (34, torchvision_ig65m)])
-def test_features_equal_torchvision(depth, build) -> None:
+def test_features_equal_torchvision_from_its_file(tmp_path: Path, depth, build) -> None:
     torch.manual_seed(0)
-    reference: VideoResNet = build().double().eval()
+    reference: VideoResNet = build().eval()
     for module in reference.modules():
         if isinstance(module, nn.BatchNorm3d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.01, 1)  # small enough for eps to show
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.1)
-    backbone = R2Plus1D(depth).double().eval()
-    weights = {name: value for name, value in reference.state_dict().items() if not name.startswith("fc.")}
-    backbone.load_state_dict(weights)
+    torch.save(reference.state_dict(), tmp_path / "torchvision.pth")
+    backbone = R2Plus1D(depth, weights=str(tmp_path / "torchvision.pth"))
+    assert backbone.load_pretrained().endswith("not loaded: fc.weight, fc.bias (the classifier)")
+    (tmp_path / "torchvision.pth").unlink()
+    reference, backbone = reference.double(), backbone.double().eval()
     x = torch.randn(1, 3, 9, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         expected = x
         for part in (reference.stem, reference.layer1, reference.layer2, reference.layer3, reference.layer4):
             expected = part(expected)
         features = backbone.forward_features(x)
-    # float64 leaves no rounding of note at 1e-6; the largest feature sets the scale.
-    assert (features - expected).abs().max() <= 1e-6 * expected.abs().max()
+    # float64 keeps sixteen digits, of which the layers lose few; the largest feature sets the scale.
+    assert (features - expected).abs().max() <= 1e-10 * expected.abs().max()
 
 
 def test_norm_settings() -> None:
@@ -67,6 +69,20 @@ def test_norm_settings() -> None:
     assert {m.eps for m in norms[34]} == {1e-3}
     assert {m.eps for m in norms[18] + norms[10]} == {1e-5}
     assert {m.momentum for m in norms[34] + norms[18] + norms[10]} == {0.1}
+    with torch.device("meta"):
+        ltm = [m for m in R2Plus1D(34, batchnorm_momentum=0.9).modules() if isinstance(m, nn.BatchNorm3d)]
+    assert {(m.eps, m.momentum) for m in ltm} == {(1e-3, 0.9)} and len(ltm) == len(norms[34])
+
+
+def test_normalization() -> None:
+    clips = torch.rand(1, 3, 2, 4, 4, dtype=torch.float64)
+    backbone = R2Plus1D(depth=10, width=4).double()
+    for channel, (mean, std) in enumerate(zip((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989), strict=True)):
+        expected = (clips[:, channel] - mean) / std
+        # The mean and the standard deviation were stored in float32.
+        torch.testing.assert_close(backbone.normalize(clips)[:, channel], expected, rtol=0, atol=1e-6)
+    flow = R2Plus1D(depth=10, width=4, in_channels=2).double()
+    torch.testing.assert_close(flow.normalize(clips[:, :2]), (clips[:, :2] - 0.5) / 0.226, rtol=0, atol=1e-6)
 
 
 def test_names_and_shapes() -> None:
@@ -125,6 +141,9 @@ def test_initialization() -> None:
     [
         ({"depth": 50}, "depth=50 is not a depth of R2Plus1D; choose 10, 18 or 34"),
         ({"width": 0}, "width=0 must be at least 1; try 64"),
+        ({"in_channels": 0}, "in_channels=0 must be at least 1; try 3 for RGB, 2 for optical flow"),
+        ({"batchnorm_momentum": 0.0}, "batchnorm_momentum=0.0 must be in (0, 1]; try 0.1"),
+        ({"batchnorm_momentum": 1.5}, "batchnorm_momentum=1.5 must be in (0, 1]; try 0.1"),
     ],
 )
 def test_wrong_numbers(arguments: dict, message: str) -> None:

@@ -94,6 +94,8 @@ def test_normalization_subtracts_the_mean_of_kinetics_on_the_scale_of_255() -> N
     expected = clips.double() - torch.tensor([114.7748, 107.7354, 99.4750]).view(3, 1, 1, 1)
     # The mean and the standard deviation were stored in float32.
     torch.testing.assert_close(backbone.normalize(clips), expected.double(), rtol=0, atol=1e-4)
+    flow = ResNeXt3D(depth=14, width=4, cardinality=2, in_channels=2).double()
+    torch.testing.assert_close(flow.normalize(clips[:, :2]), clips[:, :2].double() - 127.5, rtol=0, atol=1e-4)
 
 
 def test_initialization() -> None:
@@ -112,6 +114,7 @@ def test_initialization() -> None:
         ({"width": 100}, "width=100 must be a positive multiple of cardinality=32; try 96"),
         ({"width": 0}, "width=0 must be a positive multiple of cardinality=32; try 32"),
         ({"last_block_channels": 500}, "last_block_channels=500 must be a positive multiple of 64; try 512"),
+        ({"in_channels": -1}, "in_channels=-1 must be at least 1; try 3 for RGB, 2 for optical flow"),
         ({"last_block_channels": 0}, "last_block_channels=0 must be a positive multiple of 64; try 64"),
     ],
 )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.cli import ReduceLROnPlateau
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -195,6 +197,104 @@ def test_a_backbone_that_is_not_frozen_learns() -> None:
     assert watcher.modes == [(True, True)] * 6
     same = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])}
     assert not same
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A file of weights, none of them equal to those of a new network."""
+    torch.manual_seed(5)
+    network = R2Plus1D(depth=10, width=8)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            nn.init.uniform_(module.weight)
+            nn.init.uniform_(module.bias)
+    path = tmp_path / "weights.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def holds(model: ActionRecognition, weights: dict[str, Tensor]) -> bool:
+    """Whether the parameters of the backbone are these."""
+    return all(torch.equal(value, weights[name]) for name, value in model.backbone.named_parameters())
+
+
+STILL = ["model.optimizer=SGD", "model.optimizer.lr=0"]
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("frozen", ["false", "true"])
+def test_a_run_starts_from_pretrained_weights(
+    weights: Path, caplog: pytest.LogCaptureFixture, layout: str, frozen: str
+) -> None:
+    options = [f"model.memory_format={layout}", f"model.freeze_backbone={frozen}"]
+    model = build(*STILL, *options, f"model.backbone.weights={weights}")
+    assert not holds(model, torch.load(weights))
+    head = {name: value.clone() for name, value in model.head.state_dict().items()}
+    trainer(max_steps=1, limit_val_batches=0).fit(model, loader())
+    assert holds(model, torch.load(weights))
+    assert all(torch.equal(value, head[name]) for name, value in model.head.state_dict().items())
+    assert caplog.text.count(f"weights {weights}: loaded 126 tensors into R2Plus1D") == 1
+    weight = model.backbone.layer1[0].conv1[0][0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d) == (layout == "channels_last")
+
+
+def test_the_optimizer_moves_the_pretrained_weights(weights: Path) -> None:
+    """The gradient of the first step is that at the pretrained weights, as a model that holds them has it."""
+    steps = []
+    for early in (False, True):
+        model = build("model.optimizer=SGD", "model.optimizer.lr=0.01", f"model.backbone.weights={weights}")
+        if early:
+            model.backbone.load_pretrained()
+        torch.manual_seed(3)
+        trainer(max_steps=1, limit_val_batches=0).fit(model, loader())
+        steps.append(dict(model.backbone.named_parameters()))
+    assert all(torch.equal(value, steps[1][name]) for name, value in steps[0].items())
+    assert not torch.equal(steps[0]["stem.0.weight"], torch.load(weights)["stem.0.weight"])
+
+
+def test_nothing_but_a_new_run_touches_pretrained_weights(weights: Path) -> None:
+    weights.unlink()
+    model = build(f"model.backbone.weights={weights}")
+    trainer().validate(model, loader(), verbose=False)
+    trainer().test(model, loader(), verbose=False)
+    trainer().predict(model, loader())
+    with pytest.raises(InputError, match=f"weights {weights} are neither a file nor a published name"):
+        trainer(max_steps=1).fit(model, loader())
+
+
+def test_training_that_goes_on_keeps_its_weights(weights: Path, tmp_path: Path) -> None:
+    """By a checkpoint, by a model that was loaded from one, or by a second run of the same model."""
+    options = ["model.optimizer=SGD", "model.optimizer.lr=0.01", NO_SCHEDULER, f"model.backbone.weights={weights}"]
+    model, run = build(*options), trainer(max_epochs=1, limit_val_batches=0)
+    run.fit(model, loader())
+    weights.unlink()
+    run.save_checkpoint(tmp_path / "model.ckpt")
+    trained = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    resumed = build(*options)
+    trainer(max_epochs=1, limit_val_batches=0).fit(resumed, loader(), ckpt_path=tmp_path / "model.ckpt")
+    assert holds(resumed, trained)
+    for more in (model, cnnbert.load(tmp_path / "model.ckpt")):
+        assert holds(more, trained)
+        more.optimizer = lambda groups: torch.optim.SGD(groups, lr=0)
+        trainer(max_epochs=1, limit_val_batches=0).fit(more, loader())
+        assert holds(more, trained)
+
+
+class ShardedStrategy(SingleDeviceStrategy):
+    """A strategy that restores checkpoints after taking the network apart, as those for sharded networks do."""
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
+
+
+def test_sharded_networks_take_no_pretrained_weights(weights: Path) -> None:
+    model = build(f"model.backbone.weights={weights}")
+    switches = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    quiet: dict[str, Any] = dict.fromkeys(switches, False)
+    run = Trainer(strategy=ShardedStrategy("cpu"), max_steps=1, **quiet)
+    with pytest.raises(InputError, match=r"ShardedStrategy has taken .*load_pretrained\(\) before fit, or .* ddp"):
+        run.fit(model, loader())
 
 
 def test_warm_up() -> None:
