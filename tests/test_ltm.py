@@ -118,7 +118,7 @@ def compare(network: Network, state: dict[str, Tensor], checkpoint: Path, batch:
     clips = x * std + mean  # reaches far outside [0, 1]
     assert clips.min() < -0.1 or clips.max() > 1.1 or network.trunk == "resnext"
     expected = ltm_network.logits(network, state, x)
-    assert expected.std() > 0.1  # the logits say something
+    assert expected.std() > 0.05  # the logits say something
     torch.testing.assert_close(model(clips), expected, rtol=1e-6, atol=1e-6)
     single = model.float()(clips.float()).double()
     # Float32 keeps seven digits, and a hundred layers lose some.

@@ -55,7 +55,8 @@ def test_a_small_network_learns_four_actions_of_new_people(workplace, capsys, ep
 @pytest.mark.parametrize("config", ["resnext_bert.yaml", "r2plus1d_bert.yaml"])
 def test_the_paper_networks_take_steps_at_full_size(workplace, capsys, config):
     write_manifest("hockey_fights", ("train", "val", "test"), per_class=2)
-    data = ["--data=data/csv.yaml", "--data.source.path=videos.csv", "--data.batch_size=2"]
-    assert main(["fit", f"--config={config}", *data, "--trainer.max_epochs=1"]) == 0
+    options = ["--data=data/csv.yaml", "--data.source.path=videos.csv", "--data.batch_size=2"]
+    options += ["--model.backbone.weights=null", "--trainer.max_epochs=1"]
+    assert main(["fit", f"--config={config}", *options]) == 0
     assert main(["test", "--ckpt_path=best"]) == 0
     assert "test: 4 videos, protocol center_clip: centre clip x centre crop" in capsys.readouterr().out
