@@ -13,7 +13,7 @@ from cnnbert.errors import InputError
 
 
 def read_tensors(path: Path) -> Any:
-    """Return what a file written by `torch.save` holds, on the CPU: tensors, numbers, text, and lists and dicts of them.
+    """Return what a file written by `torch.save` holds, on the CPU: tensors, numbers and text, in lists and dicts.
 
     Raises:
         InputError: There is no such file, it is damaged or of another kind, or it needs code to be run.

@@ -99,5 +99,5 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a checkpoint of `cnnbert fit`: it does not hold the model's settings"):
         runs.read_checkpoint(path)
     path.write_text("hello")
-    with pytest.raises(InputError, match="is damaged, or not a file that torch.save wrote"):
+    with pytest.raises(InputError, match=r"is damaged, or not a file that torch\.save wrote"):
         runs.read_checkpoint(path)
