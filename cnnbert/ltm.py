@@ -85,15 +85,16 @@ def import_checkpoint(source: str, output: str, *, config: str, class_names: str
         "hyper_parameters": dict(model.hparams),
         "datamodule_hyper_parameters": data,
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     try:
         torch.save(checkpoint, part)
         os.replace(part, target)
-    finally:
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a missing folder or a full disk
         part.unlink(missing_ok=True)
-    print(f"{target}: {len(names)} classes, {settings['data']['clip_length']} frames; to test it:")
-    print(f"  cnnbert test --ckpt_path {target} --data data/folder.yaml --data.source.root VIDEOS")
+        raise InputError(f"{output} cannot be written: {error}") from None
+    print(f"{target}: {len(names)} classes, {settings['data']['clip_length']} frames; to test it as LTM does:")
+    print(f"  cnnbert test --ckpt_path {target} --data data/folder.yaml --data.source.root VIDEOS \\")
+    print("    --data.test_protocol all_clips_10_crops --trainer.precision 32-true")
 
 
 def convert(state: Mapping[str, Tensor], model: ActionRecognition, source: str, config: str) -> dict[str, Tensor]:

@@ -181,7 +181,8 @@ def test_what_is_imported_tests_and_predicts(workplace: Path, videos: Path, caps
     Path("out.ckpt").unlink()
     assert main(f"import-checkpoint model_best.pth.tar --config {config} --class-names names.txt out.ckpt".split()) == 0
     told = capsys.readouterr().out
-    assert "out.ckpt: 3 classes, 32 frames; to test it:\n  cnnbert test --ckpt_path out.ckpt" in told
+    assert "out.ckpt: 3 classes, 32 frames; to test it as LTM does:\n  cnnbert test --ckpt_path out.ckpt" in told
+    assert "--data.test_protocol all_clips_10_crops --trainer.precision 32-true\n" in told
     data = ["--data", "data/folder.yaml", f"--data.source.root={videos}", "--data.num_workers=0"]
     tiny = ["--data.frame_size=32", "--data.resize=32", "--trainer.accelerator=cpu", "--trainer.logger=false"]
     assert main(["test", "--ckpt_path", "out.ckpt", *data, *tiny]) == 0
@@ -323,6 +324,9 @@ def test_other_configs_and_outputs_are_refused(tmp_path: Path, capsys: pytest.Ca
     out.write_text("precious")
     refused(capsys, tmp_path, [source, f"--config={config}", f"--class-names={names}"], "out.ckpt exists already")
     assert out.read_text() == "precious"
+    words = ["import-checkpoint", str(source), f"--config={config}", f"--class-names={names}"]
+    assert main([*words, str(tmp_path / "no folder" / "out.ckpt")]) == 1
+    assert "no folder/out.ckpt cannot be written: " in capsys.readouterr().err
 
 
 def test_help(capsys: pytest.CaptureFixture) -> None:
