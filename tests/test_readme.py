@@ -86,7 +86,7 @@ def test_splits(workplace, videos, capfd):
     lines = [
         f"{path},{path.parent.name},{','.join(splits[number % 3])}"
         for folder in sorted((videos / "train").iterdir())
-        for number, path in enumerate(sorted(folder.glob("*.mp4")) * 2)
+        for number, path in enumerate(sorted(folder.glob("*.mp4")) * 6)
     ]
     Path("my_splits.csv").write_text("path,label,split1,split2,split3\n" + "\n".join(lines))
     small = [*SMALL, *TINY_DATA, *TINY_RUN, "--trainer.logger=false"]
