@@ -15,6 +15,7 @@ from conftest import TINY_DATA, TINY_RUN, write_video
 from test_ltm import small, small_config, write_checkpoint, write_names
 
 import cnnbert
+from cnnbert import folds
 from cnnbert.backbones.weights import PUBLISHED
 from cnnbert.cli import main
 from cnnbert.data.datamodule import VideoDataModule
@@ -80,8 +81,9 @@ def test_import_checkpoint(workplace):
     assert cnnbert.load("model.ckpt").class_names == ["class 0", "class 1", "class 2"]
 
 
-@pytest.mark.slow
-def test_splits(workplace, videos, capfd):
+def test_splits(workplace, videos, capsys, monkeypatch):
+    """In this process, which spares six starts; tests/test_folds.py has the real ones."""
+    monkeypatch.setattr(folds, "_run", main)
     splits = [("train", "test", "test"), ("test", "train", "test"), ("test", "test", "train")]
     lines = [
         f"{path},{path.parent.name},{','.join(splits[number % 3])}"
@@ -91,7 +93,7 @@ def test_splits(workplace, videos, capfd):
     Path("my_splits.csv").write_text("path,label,split1,split2,split3\n" + "\n".join(lines))
     small = [*SMALL, *TINY_DATA, *TINY_RUN, "--trainer.logger=false"]
     assert main([*commands()[7], *small]) == 0
-    assert "protocol all_clips_10_crops" in capfd.readouterr().out
+    assert "protocol all_clips_10_crops" in capsys.readouterr().out
     assert len(list(workplace.glob("runs/r2plus1d_bert/splits-*/splits.csv"))) == 1
 
 
