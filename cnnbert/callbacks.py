@@ -70,7 +70,8 @@ class PredictionsFile(Callback):
     """Writes `predictions.csv` after testing and predicting: a line a video with the score of every class.
 
     Columns: path, start_seconds, end_seconds, label (empty where unknown), prediction, and `score:CLASS` for every
-    class, its probability in [0, 1], averaged over the video's views as the protocol says.
+    class, its probability in [0, 1], averaged over the video's views as the protocol says; and error, which is why a
+    video could not be read. Such a video has an error and neither prediction nor scores; all others have no error.
 
     Args:
         folder: Where the file goes.
@@ -89,10 +90,11 @@ class PredictionsFile(Callback):
 
     def _write(self, trainer: Trainer, task: LightningModule, split: str) -> None:
         assert isinstance(task, ActionRecognition)
+        data: VideoDataModule = trainer.datamodule  # type: ignore[attr-defined]
         videos = task.scores.compute()  # by all processes together
+        failures = data.all_failures(split)
         if not trainer.is_global_zero:
             return
-        data: VideoDataModule = trainer.datamodule  # type: ignore[attr-defined]
         records = data.datasets[split].records
         scores = torch.softmax(videos.video_logits, dim=1).tolist()
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,13 +103,16 @@ class PredictionsFile(Callback):
             writer = csv.writer(file)
             names = task.class_names
             header = ["path", "start_seconds", "end_seconds", "label", "prediction"]
-            writer.writerow(header + [f"score:{name}" for name in names])
-            for index, row in zip(videos.index.tolist(), scores, strict=True):
+            writer.writerow([*header, *(f"score:{name}" for name in names), "error"])
+            for index, was_read, row in zip(videos.index.tolist(), videos.was_read.tolist(), scores, strict=True):
                 record = records[index]
                 end = "" if record.end_seconds is None else record.end_seconds
-                best = names[max(range(len(row)), key=row.__getitem__)]
-                facts = [record.path, record.start_seconds, end, record.label or "", best]
-                writer.writerow(facts + [f"{score:.6g}" for score in row])
+                facts = [record.path, record.start_seconds, end, record.label or ""]
+                if was_read:
+                    best = names[max(range(len(row)), key=row.__getitem__)]
+                    writer.writerow([*facts, best, *(f"{score:.6g}" for score in row), ""])
+                else:
+                    writer.writerow([*facts, "", *("" for _ in row), failures[index].why])
         os.replace(part, self.path)
 
 
@@ -126,12 +131,32 @@ class RunReport(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.table = ""
+        self.num_videos = 0
+        self.num_failed = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print one line on the machine."""
         assert isinstance(pl_module, ActionRecognition)
         device = trainer.strategy.root_device
         rank_zero_info(describe(device, str(trainer.precision), pl_module.channels_last))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the videos."""
+        if not trainer.sanity_checking:
+            self._count(pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the videos."""
+        self._count(pl_module)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the videos."""
+        self._count(pl_module)
+
+    def _count(self, task: LightningModule) -> None:
+        assert isinstance(task, ActionRecognition)
+        was_read = task.scores.compute().was_read  # by all processes together
+        self.num_videos, self.num_failed = len(was_read), int((~was_read).sum())
 
     @rank_zero_only
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -145,16 +170,28 @@ class RunReport(Callback):
         """Write the table: the accuracies of the run's last evaluation, and its files; and the results."""
         data: VideoDataModule = trainer.datamodule  # type: ignore[attr-defined]
         split = {"fit": "val", "validate": "val", "test": "test", "predict": "predict"}[stage]
-        num_videos, protocol = len(data.datasets[split]), data.protocol(split)
+        protocol = data.protocol(split)
         logged = trainer.callback_metrics
         metrics = {key: float(logged[f"{split}/{key}"]) for key in METRICS if f"{split}/{key}" in logged}
         if stage in ("validate", "test"):
-            results = {"split": split, "num_videos": num_videos, "protocol": protocol, **metrics}
+            counts = {"num_videos": self.num_videos, "num_failed": self.num_failed, "count_failed": data.count_failed}
+            results = {"split": split, **counts, "protocol": protocol, **metrics}
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
-        lines = [f"{split}: {num_videos} videos, {protocol}"]
+        lines = [f"{split}: {self.num_videos} videos, {protocol}", *self._failures(data, stage)]
         lines += [f"  {METRICS[key]:<20} {value:.4f}" for key, value in metrics.items()]
         self.table = "\n".join(lines + [f"  {name:<20} {path}" for name, path in self._files(trainer)])
+
+    def _failures(self, data: VideoDataModule, stage: str) -> list[str]:
+        lines = []
+        if self.num_failed:
+            counted = {"wrong": "counted as wrong, left out of clip top-1 and loss", "left_out": "left out"}
+            told = "named in the predictions" if stage == "predict" else counted[data.count_failed]
+            lines.append(f"  {self.num_failed} of {self.num_videos} videos could not be read: {told}")
+        if stage == "fit" and data.failures["train"]:
+            counts = f"{len(data.failures['train'])} of {len(data.datasets['train'])}"
+            lines.append(f"  {counts} training videos could not be read: left out")
+        return lines
 
     def _files(self, trainer: Trainer) -> list[tuple[str, str]]:
         files = [("run folder", _short(self.folder))]

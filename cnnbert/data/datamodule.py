@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -9,13 +11,14 @@ from functools import cached_property
 from typing import Any, Literal, TypedDict, get_args
 
 import torch
+import torch.distributed
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from cnnbert.data.dataset import Sample, VideoDataset
 from cnnbert.data.generated import GeneratedActions
-from cnnbert.data.protocols import PROTOCOLS, Average, Protocol
+from cnnbert.data.protocols import PROTOCOLS, Average, CountFailed, Protocol
 from cnnbert.data.readers import DecordReader, VideoReader
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.samplers import CenterClip, ClipSampler, NonOverlappingClips, RandomClip, UniformClips
@@ -24,14 +27,16 @@ from cnnbert.data.transforms import EvalTransform, TrainTransform
 from cnnbert.errors import InputError, VideoReadError
 from cnnbert.machine import num_cores
 
+logger = logging.getLogger("cnnbert")
+
 
 class Batch(TypedDict):
-    """Samples stacked: B videos of V views each, and the videos that could not be read."""
+    """Samples stacked: B videos of V views each; and the samples of the videos that could not be read."""
 
     index: Tensor
     label: Tensor
     clip: Tensor
-    failures: list[VideoReadError]
+    failures: list[Sample]
 
 
 class VideoDataModule(LightningDataModule):
@@ -67,6 +72,12 @@ class VideoDataModule(LightningDataModule):
         num_crops: Crops of a clip in place of the protocol's: 1 (centre), 3 (along the longer side) or 10 (corners
             and centre, mirrored too).
         average: What is averaged over the views of a video in place of the protocol's.
+        count_failed: What a validation or test video that cannot be read is in the accuracies of videos: `wrong`, or
+            `left_out`. It has no clips, so that the loss and the accuracy of clips leave it out either way.
+        balanced_sampling: Whether training takes each class equally often, in epochs as long as without: of a large
+            class some videos an epoch, others in the next, and those of a small class several times.
+        max_failed_share: Share of the training videos that may turn out to be unreadable, in [0, 1]. They are left out
+            and named; the run stops when there are more. 0 stops it at the first.
         reader: Opens the files.
         batch_size: Clips a step and device; testing takes as many videos as hold about this many clips,
             one at a time with `all_clips_10_crops`.
@@ -94,6 +105,9 @@ class VideoDataModule(LightningDataModule):
         num_clips: int | None = None,
         num_crops: Literal[1, 3, 10] | None = None,
         average: Average | None = None,
+        count_failed: CountFailed = "wrong",
+        balanced_sampling: bool = False,
+        max_failed_share: float = 0.05,
         reader: VideoReader | None = None,
         batch_size: int = 8,
         num_workers: int | None = None,
@@ -109,8 +123,11 @@ class VideoDataModule(LightningDataModule):
             raise InputError(f"test_protocol={test_protocol!r} is not one of {', '.join(PROTOCOLS)}")
         if average not in (None, *get_args(Average)):
             raise InputError(f"average={average!r} is not one of {', '.join(get_args(Average))}")
-        if not 0 <= flip_probability <= 1:
-            raise InputError(f"flip_probability={flip_probability} must be in [0, 1]")
+        if count_failed not in get_args(CountFailed):
+            raise InputError(f"count_failed={count_failed!r} is not one of {', '.join(get_args(CountFailed))}")
+        for name, share in {"flip_probability": flip_probability, "max_failed_share": max_failed_share}.items():
+            if not 0 <= share <= 1:
+                raise InputError(f"{name}={share} must be in [0, 1]")
         self.save_hyperparameters(logger=False)
         for name, part in {"source": source, "reader": reader}.items():
             if self.hparams.get(name) is part:  # built in Python: a checkpoint holds settings, no objects
@@ -132,12 +149,16 @@ class VideoDataModule(LightningDataModule):
             named.num_crops if num_crops is None else num_crops,
             named.average if average is None else average,
         )
+        self.count_failed = count_failed
+        self.balanced_sampling = balanced_sampling
+        self.max_failed_share = max_failed_share
         self.reader = DecordReader() if reader is None else reader
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.given_class_names = class_names
         self.seed = seed
         self.datasets: dict[str, VideoDataset] = {}
+        self.failures: dict[str, dict[int, VideoReadError]] = {}
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -177,6 +198,7 @@ class VideoDataModule(LightningDataModule):
             if split != "predict":
                 self._check(listed, records)
             self.datasets[split] = self._dataset(split, records)
+            self.failures[split] = {}
 
     def _check(self, split: str, records: list[VideoRecord]) -> None:
         if not records:
@@ -228,7 +250,8 @@ class VideoDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the training clips, in an order of its own every epoch."""
         rank, world_size = self._rank_and_world_size()
-        sampler = EpochSampler(self.datasets["train"], world_size, rank, shuffle=True, seed=self._seed)
+        kind = BalancedSampler if self.balanced_sampling else EpochSampler
+        sampler = kind(self.datasets["train"], world_size, rank, shuffle=True, seed=self._seed)
         return self._loader("train", sampler, self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -280,10 +303,40 @@ class VideoDataModule(LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Stop the run over a video that could not be read."""
-        for failure in batch["failures"]:
-            raise failure
+        """Note and name the videos that could not be read, and stop the training if they are too many.
+
+        Training counts those of all processes at every step, so that all stop together.
+        """
+        split: str = self.trainer.state.stage.dataloader_prefix  # type: ignore[union-attr, assignment]
+        new = {failure["index"]: failure["failure"] for failure in batch["failures"]}
+        known = self.failures[split]
+        if split == "train":
+            new = _of_all_processes(new)
+        for index, error in new.items():
+            if index not in known:
+                known[index] = error
+                if split != "train":
+                    logger.warning("%s", error)
+                elif self._rank_and_world_size()[0] == 0:
+                    logger.warning("%s; it is left out of the training", error)
+        if split == "train" and len(known) / len(self.datasets["train"]) > self.max_failed_share:
+            raise InputError(
+                f"{self.failed_videos('train')}; that is more than max_failed_share={self.max_failed_share:g} allows: "
+                "repair or remove them, or raise it"
+            )
         return batch
+
+    def all_failures(self, split: str) -> dict[int, VideoReadError]:
+        """Return why videos of a split could not be read, by index; to be called by all processes."""
+        return _of_all_processes(self.failures[split])
+
+    def failed_videos(self, split: str) -> str:
+        """Return in words which videos of a split could not be read; to be called by all processes."""
+        errors = [f"{error.path} ({error.why})" for _, error in sorted(self.all_failures(split).items())]
+        others = f" and {len(errors) - 3} more" if len(errors) > 3 else ""
+        kind = {"train": "training", "val": "validation"}.get(split, split)
+        told = f"{len(errors)} of {len(self.datasets[split])} {kind} videos cannot be read"
+        return f"{told}: {', '.join(errors[:3])}{others}"
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -294,6 +347,36 @@ class EpochSampler(DistributedSampler[Any]):
         return ((self.epoch, index) for index in super().__iter__())
 
 
+class BalancedSampler(EpochSampler):
+    """Takes each class equally often an epoch, and each video of a class as often as the others, give or take one.
+
+    An epoch has ceil(N / K) of each of K classes, of N videos, and a repeated few where the processes do not divide it.
+    In place of the epoch it gives a number that is another for every repeat, so that each repeat is another clip.
+    """
+
+    def __init__(self, dataset: VideoDataset, *arguments: Any, **options: Any) -> None:
+        super().__init__(dataset, *arguments, **options)
+        labels = torch.tensor(dataset.labels)
+        self.classes = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
+        self.class_size = math.ceil(len(labels) / len(self.classes))
+        self.num_repeats = max(math.ceil(self.class_size / len(videos)) for videos in self.classes)
+        self.num_samples = math.ceil(len(self.classes) * self.class_size / self.num_replicas)
+        self.total_size = self.num_samples * self.num_replicas
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over this process's part of the epoch."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        drawn: list[tuple[int, int]] = []
+        for videos in self.classes:
+            repeats = range(math.ceil(self.class_size / len(videos)))
+            orders = [videos[torch.randperm(len(videos), generator=generator)].tolist() for _ in repeats]
+            items = [(self.epoch * self.num_repeats + repeat, index) for repeat in repeats for index in orders[repeat]]
+            drawn += items[: self.class_size]
+        shuffled = [drawn[place] for place in torch.randperm(len(drawn), generator=generator).tolist()]
+        shuffled += shuffled[: self.total_size - len(shuffled)]
+        return iter(shuffled[self.rank :: self.num_replicas])
+
+
 def collate(samples: list[Sample]) -> Batch:
     """Stack samples into a batch: clip uint8 (B, V, 3, T, H, W), label and index int64 (B,); failures set apart."""
     read = [sample for sample in samples if "clip" in sample]
@@ -301,5 +384,14 @@ def collate(samples: list[Sample]) -> Batch:
         "index": torch.tensor([sample["index"] for sample in read], dtype=torch.int64),
         "label": torch.tensor([sample["label"] for sample in read], dtype=torch.int64),
         "clip": torch.stack([sample["clip"] for sample in read]) if read else torch.empty(0, dtype=torch.uint8),
-        "failures": [sample["failure"] for sample in samples if "failure" in sample],
+        "failures": [sample for sample in samples if "failure" in sample],
     }
+
+
+def _of_all_processes(failures: dict[int, VideoReadError]) -> dict[int, VideoReadError]:
+    """Return the union over the processes, the same in each."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return failures
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, failures)
+    return {index: error for part in parts for index, error in part.items()}

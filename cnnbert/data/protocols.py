@@ -6,6 +6,9 @@ from typing import Literal, NamedTuple
 
 Average = Literal["logits", "probabilities"]
 
+CountFailed = Literal["wrong", "left_out"]
+"""What videos that cannot be read are in the accuracies of videos."""
+
 
 class Protocol(NamedTuple):
     """Says which views of a video the network scores, and what is averaged over them.

@@ -50,6 +50,7 @@ class ActionRecognition(LightningModule):
             is trained.
         label_smoothing: Share of the target spread over all classes in training, in [0, 1).
         class_weights: Weight of each class in the training loss, in the order of class_names; all 1 by default.
+            `balanced` weighs a class by the inverse of its number of training videos, so that their mean weight is 1.
         memory_format: Layout of the convolutions' tensors; `auto` takes the faster one for the machine.
     """
 
@@ -69,16 +70,19 @@ class ActionRecognition(LightningModule):
         decay_everything: bool = True,
         freeze_backbone: bool = False,
         label_smoothing: float = 0.0,
-        class_weights: list[float] | None = None,
+        class_weights: list[float] | Literal["balanced"] | None = None,
         memory_format: Literal["auto", "channels_first", "channels_last"] = "auto",
     ) -> None:
         super().__init__()
-        if class_weights is not None and len(class_weights) != len(class_names):
+        given = None if isinstance(class_weights, str) else class_weights
+        if isinstance(class_weights, str) and class_weights != "balanced":
+            raise InputError(f"class_weights={class_weights!r} must be a list of numbers, balanced or null")
+        if given is not None and len(given) != len(class_names):
             raise InputError(
-                f"class_weights has {len(class_weights)} numbers; give one for each of the {len(class_names)} classes"
+                f"class_weights has {len(given)} numbers; give one for each of the {len(class_names)} classes"
             )
-        if class_weights is not None and min(class_weights) < 0:
-            raise InputError(f"class_weights={class_weights} must not be negative")
+        if given is not None and min(given) < 0:
+            raise InputError(f"class_weights={given} must not be negative")
         if not 0 <= label_smoothing < 1:
             raise InputError(f"label_smoothing={label_smoothing} must be in [0, 1)")
         if backbone_lr_factor <= 0:
@@ -99,7 +103,8 @@ class ActionRecognition(LightningModule):
         self.decay_everything = decay_everything
         self.freeze_backbone = freeze_backbone
         self.memory_format = memory_format
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.class_weights = class_weights
+        weights = None if given is None else torch.tensor(given, dtype=torch.float32)
         self.loss = nn.CrossEntropyLoss(weights, label_smoothing=label_smoothing)
         self.loss.register_buffer("weight", weights, persistent=False)  # kept out of the checkpoint's tensors
         self.scores = VideoScores()
@@ -135,14 +140,34 @@ class ActionRecognition(LightningModule):
                     module.to(memory_format=torch.channels_last_3d)
 
     def on_fit_start(self) -> None:
-        """Load the backbone's pretrained weights unless others have been loaded, and switch to training.
+        """Refuse what would hang, load pretrained weights unless others have been loaded, and switch to training.
 
         Here, since `prepare_data` and `setup` come before the checkpoint of a resumed run and are not told of it. The
         switch is left to the model by Lightning, and `build` gives one in evaluation.
         """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        skips = isinstance(data, VideoDataModule) and data.max_failed_share > 0
+        if skips and any(isinstance(module, nn.SyncBatchNorm) for module in self.modules()):
+            raise InputError(
+                f"sync_batchnorm does not go with max_failed_share={data.max_failed_share:g}: a process without one "
+                "readable video in its batch would keep the others waiting; set max_failed_share to 0"
+            )
+        if self.class_weights == "balanced":
+            self.loss.weight = self._balanced_weights(data)
         if self.backbone.weights is not None and not self.backbone.was_loaded:
             self._load_pretrained()
         self.train()
+
+    def _balanced_weights(self, data: Any) -> Tensor:
+        """Return N / (K * the number of training videos) of every class, (K,)."""
+        if not isinstance(data, VideoDataModule):
+            raise InputError("class_weights=balanced needs a VideoDataModule, which knows the classes' sizes")
+        if data.balanced_sampling:
+            raise InputError(
+                "class_weights=balanced and balanced_sampling together would favour small classes twice; leave one out"
+            )
+        sizes = torch.bincount(torch.tensor(data.datasets["train"].labels), minlength=len(self.class_names))
+        return (sizes.sum() / (len(sizes) * sizes)).to(self.device)
 
     def _load_pretrained(self) -> None:
         if self.trainer.strategy.restore_checkpoint_after_setup:
@@ -158,7 +183,9 @@ class ActionRecognition(LightningModule):
         rank_zero_info(self.backbone.load_pretrained())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch, each view a clip with its video's label."""
+        """Return the loss of a batch, each view a clip with its video's label; 0 where no video could be read."""
+        if len(batch["index"]) == 0:  # the other processes wait for this one's gradients
+            return 0.0 * torch.stack([weight.sum() for weight in self.parameters() if weight.requires_grad]).sum()
         num_views = batch["clip"].shape[1]
         label = batch["label"].repeat_interleave(num_views)  # (B*V,)
         logits = self(batch["clip"].flatten(0, 1))  # (B*V, K)
@@ -175,14 +202,21 @@ class ActionRecognition(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the scores of a batch."""
-        self.scores.update(batch["index"], batch["label"], self.view_logits(batch["clip"]))
+        self.predict_step(batch, batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the scores of a batch."""
-        self.validation_step(batch, batch_idx)
+        self.predict_step(batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the probabilities (B, K) of a batch's videos, and collect their scores."""
+        """Collect the scores of a batch, and return the probabilities (B, K) of its videos that could be read."""
+        no_views = torch.empty(len(batch["failures"]), 0, len(self.class_names), device=self.device)
+        if batch["failures"]:
+            facts = torch.tensor([[failure["index"], failure["label"]] for failure in batch["failures"]])
+            index, label = facts.to(self.device).unbind(1)
+            self.scores.update(index, label, no_views)
+        if len(batch["index"]) == 0:
+            return no_views[:0].mean(1)
         logits = self.view_logits(batch["clip"])
         self.scores.update(batch["index"], batch["label"], logits)
         return average_views(logits, self.scores.average).softmax(1)
@@ -204,6 +238,12 @@ class ActionRecognition(LightningModule):
         self.scores.reset()
         self.scores.average = data.views(split).average if isinstance(data, VideoDataModule) else "logits"
 
+    def on_train_epoch_end(self) -> None:
+        """Log how many training videos could not be read, if any."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, VideoDataModule) and data.failures["train"]:
+            self.log("train/failed_videos", float(len(data.failures["train"])))
+
     def on_validation_epoch_end(self) -> None:
         """Log the accuracies of the validation videos."""
         self._log_accuracies("val")
@@ -213,7 +253,14 @@ class ActionRecognition(LightningModule):
         self._log_accuracies("test")
 
     def _log_accuracies(self, stage: str) -> None:
-        values = accuracies(self.scores.compute())
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        known = isinstance(data, VideoDataModule)
+        videos = self.scores.compute()
+        if not videos.was_read.any():
+            if self.trainer.sanity_checking:  # of a few videos only
+                return
+            raise InputError(f"there is nothing to judge by: {data.failed_videos(stage) if known else 'no video read'}")
+        values = accuracies(videos, data.count_failed if known else "wrong")
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in ("loss", "top1"), sync_dist=True)
 

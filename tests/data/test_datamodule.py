@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -9,7 +11,8 @@ import torch
 from memory import ListedSource, MemoryReader, MemoryVideo
 from pytorch_lightning import LightningModule, Trainer
 
-from cnnbert.data.datamodule import EpochSampler, VideoDataModule, collate
+from cnnbert.data.datamodule import BalancedSampler, EpochSampler, VideoDataModule, collate
+from cnnbert.data.dataset import Sample
 from cnnbert.data.readers import Video
 from cnnbert.errors import InputError, VideoReadError
 
@@ -121,6 +124,53 @@ def test_two_processes_share_an_epoch() -> None:
         assert sorted(index for _, index in [*ours, *theirs]) == list(range(20))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "num_processes"), [((5, 5), 1), ((17, 3), 1), ((1, 30), 1), ((17, 3), 2), ((8, 7), 3), ((1, 8), 2)]
+)
+def test_balanced_sampling(sizes: tuple[int, int], num_processes: int) -> None:
+    """Of each class ceil(N / 2), of a class each video as often as the others, in clips of their own."""
+    listed: dict[str, str | None] = {
+        f"{name}{i}": name for name, size in zip(NAMES, sizes, strict=True) for i in range(size)
+    }
+    data = datamodule({"train": listed, "val": videos(2)}, seed=1)
+    data.setup("fit")
+    samplers = [
+        BalancedSampler(data.datasets["train"], num_processes, rank, shuffle=True, seed=1)
+        for rank in range(num_processes)
+    ]
+    parts = [epochs(sampler) for sampler in samplers]
+    expected = math.ceil(sum(sizes) / 2)
+    orders = []
+    for number, shares in enumerate(zip(*parts, strict=True)):
+        assert [len(share) for share in shares] == [len(samplers[0])] * num_processes
+        items = [item for together in zip(*shares, strict=True) for item in together]
+        assert items[2 * expected :] == items[: len(items) - 2 * expected]  # repeated, so that all have as many
+        items = items[: 2 * expected]
+        assert len(set(items)) == len(items)
+        indices = [index for _, index in items]
+        counts = [Counter(index for index in indices if (index < sizes[0]) == first) for first in (True, False)]
+        assert [count.total() for count in counts] == [expected] * 2
+        for count, size in zip(counts, sizes, strict=True):
+            assert len(count) == min(size, expected)
+            assert max(count.values()) - min(count.values()) <= 1
+        assert {draw // samplers[0].num_repeats for draw, _ in items} == {number}  # other clips in other epochs
+        orders.append(indices)
+    assert orders[0] != orders[1] != orders[2]
+    assert epochs(samplers[0]) == parts[0]
+
+
+def test_balanced_sampling_is_an_option() -> None:
+    data = datamodule({"train": {**videos(1), **dict.fromkeys("abcdefg", "right")}, "val": videos(2)}, seed=0)
+    seen = []
+    for chosen in (False, True):
+        data.balanced_sampling = chosen
+        seen.append(fit(data, max_epochs=1).seen)
+    assert sorted(index for _, index, _ in seen[0]) == list(range(8))
+    repeats = [clip for _, index, clip in seen[1] if index == 0]
+    assert (len(seen[1]), len(repeats)) == (8, 4)
+    assert len(set(repeats)) > 1
+
+
 class Watcher(LightningModule):
     """Trains nothing and notes the batches."""
 
@@ -137,13 +187,17 @@ class Watcher(LightningModule):
         return None
 
 
-def test_the_trainer_tells_the_epoch() -> None:
-    data = datamodule({"train": videos(12), "val": videos(4)}, clip_length=2, seed=0)
+def fit(data: VideoDataModule, **arguments: Any) -> Watcher:
     watcher = Watcher()
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    Trainer(max_epochs=2, accelerator="cpu", limit_val_batches=0, enable_model_summary=False, **quiet).fit(
-        watcher, datamodule=data
-    )
+    run = Trainer(accelerator="cpu", limit_val_batches=0, enable_model_summary=False, **quiet, **arguments)
+    run.fit(watcher, datamodule=data)
+    return watcher
+
+
+def test_the_trainer_tells_the_epoch() -> None:
+    data = datamodule({"train": videos(12), "val": videos(4)}, clip_length=2, seed=0)
+    watcher = fit(data, max_epochs=2)
     first, second = ([seen[1:] for seen in watcher.seen if seen[0] == epoch] for epoch in (0, 1))
     assert sorted(index for index, _ in first) == sorted(index for index, _ in second) == list(range(12))
     assert [index for index, _ in first] != [index for index, _ in second]
@@ -164,6 +218,9 @@ def test_the_trainer_tells_the_epoch() -> None:
             "test_protocol='3_clips' is not one of center_clip, all_clips_10_crops, 10_clips_3_crops",
         ),
         ({"average": "scores"}, "average='scores' is not one of logits, probabilities"),
+        ({"count_failed": "right"}, "count_failed='right' is not one of wrong, left_out"),
+        ({"max_failed_share": 1.5}, r"max_failed_share=1.5 must be in \[0, 1\]"),
+        ({"max_failed_share": -0.1}, r"max_failed_share=-0.1 must be in \[0, 1\]"),
         ({"flip_probability": 1.5}, r"flip_probability=1.5 must be in \[0, 1\]"),
         ({"flip_probability": -0.1}, r"flip_probability=-0.1 must be in \[0, 1\]"),
     ],
@@ -326,16 +383,57 @@ def test_mirrored_comes_from_the_source_unless_given() -> None:
         assert data.datasets["val"].mirrored_labels == {}
 
 
-def test_a_video_that_cannot_be_read_stops_the_run() -> None:
-    data = datamodule({"test": {"0": "left", "broken": "right"}})
-    data.setup("test")
-    (batch,) = data.test_dataloader()
-    assert batch["index"].tolist() == [0]
-    with pytest.raises(VideoReadError, match="cannot read broken: it is broken"):
-        data.on_before_batch_transfer(batch, 0)
+def with_broken(good: int, broken: int) -> dict[str, dict[str, str | None]]:
+    return {"train": {**videos(good), **videos(broken, "broken")}, "val": videos(2)}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_training_leaves_out_what_cannot_be_read(num_workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Every other video comes once an epoch, with the clip that it would have had; each failure is told once."""
+    options: dict[str, Any] = {"batch_size": 3, "num_workers": num_workers, "seed": 0}
+    data = datamodule(with_broken(8, 2), max_failed_share=0.2, **options)
+    seen = fit(data, max_epochs=3).seen
+    assert sorted(data.failures["train"]) == [8, 9]
+    for number in range(2):
+        assert caplog.text.count(f"cannot read broken{number}: it is broken; it is left out of the training") == 1
+    whole = datamodule({"train": videos(10), "val": videos(2)}, **options)
+    assert seen == [sample for sample in fit(whole, max_epochs=3).seen if sample[1] < 8]
+
+
+@pytest.mark.parametrize(
+    ("broken", "share", "stops"),
+    [(0, 0.0, False), (1, 0.0, True), (1, 0.05, False), (2, 0.05, True), (6, 0.3, False), (7, 0.3, True)],
+)
+def test_training_stops_over_more_than_the_share(broken: int, share: float, stops: bool) -> None:
+    """Of 20 videos; those that fail once more in another epoch do not count again."""
+    data = datamodule(with_broken(20 - broken, broken), max_failed_share=share, batch_size=4, class_names=NAMES)
+    if not stops:
+        fit(data, max_epochs=3)
+        assert len(data.failures["train"]) == broken
+        return
+    with pytest.raises(InputError, match=rf"of 20 training videos .*more than max_failed_share={share:g} allows"):
+        fit(data, max_epochs=1)
+
+
+def test_the_message_names_the_first_three() -> None:
+    data = datamodule(with_broken(4, 5), max_failed_share=0.1, batch_size=9)
+    with pytest.raises(InputError) as caught:
+        fit(data, max_epochs=1)
+    listed = "broken0 (it is broken), broken1 (it is broken), broken2 (it is broken) and 2 more"
+    assert str(caught.value) == (
+        f"5 of 9 training videos cannot be read: {listed}; "
+        "that is more than max_failed_share=0.1 allows: repair or remove them, or raise it"
+    )
+
+
+def test_a_new_run_counts_anew() -> None:
+    data = datamodule(with_broken(8, 2), max_failed_share=0.2)
+    for _ in range(2):
+        fit(data, max_epochs=1)
+        assert len(data.failures["train"]) == 2
 
 
 def test_collate_without_one_readable_video() -> None:
-    failure = VideoReadError("a", "it is broken")
-    batch = collate([{"index": 0, "label": 1, "failure": failure}])
-    assert (batch["clip"].numel(), batch["index"].tolist(), batch["failures"]) == (0, [], [failure])
+    sample: Sample = {"index": 0, "label": 1, "failure": VideoReadError("a", "it is broken")}
+    batch = collate([sample])
+    assert (batch["clip"].numel(), batch["index"].tolist(), batch["failures"]) == (0, [], [sample])

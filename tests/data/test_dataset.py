@@ -115,7 +115,8 @@ def test_failures_come_out_of_workers_whole() -> None:
     (batch,) = DataLoader(random_dataset(*records), batch_size=2, num_workers=1, collate_fn=collate)
     assert batch["index"].tolist() == [0]
     (failure,) = batch["failures"]
-    assert (failure.path, failure.why) == ("broken b", "it is broken")
+    assert (failure["index"], failure["label"]) == (1, 0)
+    assert (failure["failure"].path, failure["failure"].why) == ("broken b", "it is broken")
 
 
 def test_unknown_labels_are_minus_one() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
+from cnnbert.data.protocols import Average, CountFailed
 from cnnbert.tasks.metrics import ScoredVideos, VideoScores, accuracies, average_views
 
 
@@ -93,3 +95,43 @@ def test_repeated_videos_count_once():
     scores.reset()
     scores.update(torch.tensor([5]), torch.tensor([0]), wrong)
     assert scores.compute().index.tolist() == [5]
+
+
+def failed(scores: VideoScores, index: list[int], label: list[int], num_classes: int) -> None:
+    scores.update(torch.tensor(index), torch.tensor(label), torch.empty(len(index), 0, num_classes))
+
+
+@pytest.mark.parametrize("average", ["logits", "probabilities"])
+@pytest.mark.parametrize(
+    ("count_failed", "top1", "top5", "by_class"),
+    [("wrong", 2 / 6, 3 / 6, (1 / 2 + 1 / 3 + 0) / 3), ("left_out", 2 / 3, 1, (1 + 1 / 2) / 2)],
+)
+def test_videos_that_could_not_be_read(
+    average: Average, count_failed: CountFailed, top1: float, top5: float, by_class: float
+) -> None:
+    """Of six videos, three of two views: one right of class 0, one right and one wrong of class 1."""
+    scores = VideoScores()
+    scores.average = average
+    failed(scores, [4, 1], [6, 0], 7)
+    logits = one_hot_logits([[0, 0], [1, 1], [3, 3]], 7)
+    logits[:, :, :5] += 0.5  # so that classes 0 to 4 are the best five
+    scores.update(torch.tensor([0, 2, 3]), torch.tensor([0, 1, 1]), logits)
+    failed(scores, [5], [1], 7)
+    videos = scores.compute()
+    assert videos.index.tolist() == list(range(6))
+    assert videos.was_read.tolist() == [True, False, True, True, False, False]
+    assert videos.video_logits.isnan().all(1).tolist() == [False, True, False, False, True, True]
+    result = accuracies(videos, count_failed)
+    names = ("top1", "top5", "mean_class_accuracy", "clip_top1")
+    assert [result[name].item() for name in names] == pytest.approx([top1, top5, by_class, 4 / 6])
+    alone = scored([0, 1, 1], logits)
+    assert result["loss"].item() == pytest.approx(F.cross_entropy(alone.video_logits, alone.label).item())
+
+
+def test_repeated_videos_that_could_not_be_read_count_once() -> None:
+    scores = VideoScores()
+    for _ in range(3):
+        failed(scores, [1], [1], 2)
+    scores.update(torch.tensor([0]), torch.tensor([1]), one_hot_logits([[1]], 2))
+    assert scores.compute().was_read.tolist() == [True, False]
+    assert accuracies(scores.compute())["top1"] == 0.5

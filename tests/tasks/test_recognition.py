@@ -17,9 +17,11 @@ from torch.utils.data import DataLoader
 
 import cnnbert
 from cnnbert.backbones import R2Plus1D
-from cnnbert.data.datamodule import collate
+from cnnbert.data.datamodule import VideoDataModule, collate
 from cnnbert.data.dataset import Sample
-from cnnbert.errors import InputError
+from cnnbert.data.records import VideoRecord
+from cnnbert.data.sources import VideoSource
+from cnnbert.errors import InputError, VideoReadError
 from cnnbert.heads import TGAPHead
 from cnnbert.tasks.recognition import ActionRecognition
 
@@ -387,6 +389,38 @@ def test_smoothing_and_weights_change_the_training_loss_alone(smoothing: float, 
     assert metrics["val/loss"] == pytest.approx(loss_by_hand(logits, batch["label"], 0, [1.0] * 3), rel=1e-5)
 
 
+class Listed(VideoSource):
+    """Lists videos that nobody opens: 6 of the first class, 2 of the second and 1 of the third."""
+
+    @property
+    def class_names(self) -> list[str]:
+        return ["class 0", "class 1", "class 2"]
+
+    def records(self, split: str) -> list[VideoRecord]:
+        return [VideoRecord(f"{i}.mp4", f"class {label}") for i, label in enumerate([0, 1, 0, 2, 0, 0, 1, 0, 0])]
+
+
+def test_balanced_class_weights() -> None:
+    """Every class as a whole has the same weight, and a video 1 on average."""
+    data = VideoDataModule(Listed(), clip_length=8, frame_size=32, resize=32, num_workers=0)
+    model = build("model.class_weights=balanced")
+    batch = collate(samples(5))
+    trainer(max_steps=0, limit_val_batches=0).fit(model, datamodule=data)
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    loss = model.loss(logits, batch["label"])
+    expected = loss_by_hand(logits, batch["label"], 0, [9 / 3 / 6, 9 / 3 / 2, 9 / 3 / 1])
+    assert loss.item() == pytest.approx(expected, rel=1e-4)  # float32 against Python's float64
+    assert not any(name.startswith("loss.") for name in model.state_dict())
+
+
+def test_balancing_twice_is_refused() -> None:
+    data = VideoDataModule(Listed(), clip_length=8, frame_size=32, resize=32, num_workers=0, balanced_sampling=True)
+    with pytest.raises(InputError, match=r"class_weights=balanced and balanced_sampling together .*; leave one out"):
+        trainer(max_steps=0).fit(build("model.class_weights=balanced"), datamodule=data)
+    with pytest.raises(InputError, match="class_weights=balanced needs a VideoDataModule"):
+        trainer(max_steps=0).fit(build("model.class_weights=balanced"), loader())
+
+
 def test_whole_numbers_are_class_weights_too() -> None:
     model = ActionRecognition(R2Plus1D(depth=10, width=8), TGAPHead, ["a", "b", "c"], 8, class_weights=[1, 2, 3])
     assert model.training_step(collate(samples(3)), 0).isfinite()
@@ -399,6 +433,58 @@ def test_training_views_each_have_their_videos_label() -> None:
     with torch.no_grad():
         expected = F.cross_entropy(model.view_logits(batch["clip"]).flatten(0, 1), torch.tensor([0, 0, 0, 1, 1, 1]))
         assert model.training_step(batch, 0).item() == pytest.approx(expected.item())
+
+
+def broken(number: int) -> Sample:
+    return {"index": number, "label": number % 3, "failure": VideoReadError(f"{number}.mp4", "it is broken")}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_batch_without_a_video_pulls_nowhere(frozen: bool) -> None:
+    """Yet it gives every parameter a gradient, which other processes wait for."""
+    model = build(f"model.freeze_backbone={str(frozen).lower()}").train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loss = model.training_step(collate([broken(0)]), 0)
+    loss.backward()
+    assert loss.item() == 0
+    for weight in model.parameters():
+        assert (weight.grad is not None and not weight.grad.any()) if weight.requires_grad else weight.grad is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_evaluation_collects_what_could_not_be_read() -> None:
+    """In batches of both kinds and of one kind alone, without a data module too."""
+    mixed = [*samples(3), broken(3), broken(4), broken(5), *samples(8)[6:]]
+    model = build("model.memory_format=channels_first")
+    batches = DataLoader(mixed, batch_size=2, collate_fn=collate)  # type: ignore[arg-type]
+    probabilities = trainer().predict(model, batches)
+    assert [len(rows) for rows in probabilities] == [2, 1, 0, 2]
+    videos = model.scores.compute()
+    assert videos.index.tolist() == list(range(8))
+    assert videos.was_read.tolist() == [True] * 3 + [False] * 3 + [True] * 2
+    assert videos.label.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    (metrics,) = trainer().test(model, batches, verbose=False)
+    right = videos.video_logits[videos.was_read].argmax(1) == videos.label[videos.was_read]
+    assert metrics["test/top1"] == pytest.approx(right.sum().item() / 8)
+
+
+def test_accuracies_need_a_video() -> None:
+    none = DataLoader([broken(0), broken(1)], collate_fn=collate)  # type: ignore[arg-type, list-item]
+    with pytest.raises(InputError, match="there is nothing to judge by: no video read"):
+        trainer().validate(build(), none, verbose=False)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05])
+def test_shared_batch_norms_do_not_go_with_empty_batches(share: float) -> None:
+    """A process without a video would keep the others waiting for its statistics."""
+    data = VideoDataModule(clip_length=8, frame_size=32, resize=32, num_workers=0, max_failed_share=share)
+    run = trainer(max_steps=0, limit_val_batches=0)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(build(num_classes=len(data.class_names)))
+    if share == 0:
+        run.fit(model, datamodule=data)
+        return
+    with pytest.raises(InputError, match=r"sync_batchnorm does not go with max_failed_share=0.05: .* to 0"):
+        run.fit(model, datamodule=data)
 
 
 def test_any_optimizer_by_its_class() -> None:
@@ -473,6 +559,7 @@ def test_top5_needs_more_than_five_classes(num_classes: int, has_top5: bool) -> 
     [
         ({"class_weights": [1.0]}, "class_weights has 1 numbers; give one for each of the 3 classes"),
         ({"class_weights": [1.0, -1.0, 1.0]}, r"class_weights=\[1.0, -1.0, 1.0\] must not be negative"),
+        ({"class_weights": "even"}, "class_weights='even' must be a list of numbers, balanced or null"),
         ({"label_smoothing": 1.0}, r"label_smoothing=1.0 must be in \[0, 1\)"),
         ({"backbone_lr_factor": 0.0}, "backbone_lr_factor=0.0 must be above 0; freeze_backbone stops it"),
         ({"warmup_steps": -1}, "warmup_steps=-1 must not be negative"),
