@@ -106,13 +106,13 @@ def test_decord_reads_what_it_can(clip: Callable[[str], str], name: str, monkeyp
     pytest.importorskip("decord")
     with DecordReader().open(clip(name)) as video:
         if isinstance(video, DecordVideo):
-            monkeypatch.setattr(video.video, "frames", lambda indices: pytest.fail("handed over to PyAV"))
+            monkeypatch.setattr(video.video, "read", lambda wanted: pytest.fail("handed over to PyAV"))
         if name == "small.mp4":
             with pytest.raises(pytest.fail.Exception):
                 video.frames([3])
         else:
             assert isinstance(video, DecordVideo) == (name in BY_DECORD)
-            video.frames([3, 59])
+            video.frames([3, 9])
 
 
 def test_a_wrong_frame_is_noticed(clip: Callable[[str], str]) -> None:
