@@ -8,13 +8,16 @@ from types import ModuleType
 MODULES = (
     "datamodule",
     "dataset",
+    "deadline",
     "generated",
+    "listing",
     "protocols",
     "readers",
     "records",
     "samplers",
     "sources",
     "splits",
+    "starts",
     "transforms",
 )
 

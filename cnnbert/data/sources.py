@@ -5,19 +5,19 @@ from __future__ import annotations
 import csv
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from cnnbert.data.listing import Listing, Missing, check_fractions, check_missing
 from cnnbert.data.records import VideoRecord
-from cnnbert.data.splits import split_records
+from cnnbert.data.splits import SPLITS, split_records
 from cnnbert.errors import InputError
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm"}
     | {".wmv"}
 )
-SPLITS = ("train", "val", "test")
 NUMBERED_SPLIT = re.compile(r"split[1-9][0-9]*")
 
 
@@ -58,7 +58,7 @@ class Folder(VideoSource):
     """
 
     def __init__(self, root: str, val_fraction: float = 0.15, test_fraction: float = 0.15, split_seed: int = 0) -> None:
-        _check_fractions(val_fraction, test_fraction)
+        check_fractions(val_fraction, test_fraction)
         self.root = Path(root).expanduser()
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
@@ -146,6 +146,7 @@ class CSVManifest(VideoSource):
         test_fraction: Share of the videos for testing where the file has no split column, in [0, 1).
         split_seed: Chooses among equally good divisions.
         fold: Takes the division of the column with this number, `split1` for 1, in place of `split`.
+        missing: What happens where videos are not there: an `error`, or `skip` leaves them out and says so.
     """
 
     COLUMNS = ("path", "label", "split", "start_seconds", "end_seconds", "group")
@@ -159,8 +160,10 @@ class CSVManifest(VideoSource):
         test_fraction: float = 0.15,
         split_seed: int = 0,
         fold: int | None = None,
+        missing: Missing = "error",
     ) -> None:
-        _check_fractions(val_fraction, test_fraction)
+        check_fractions(val_fraction, test_fraction)
+        check_missing(missing)
         if fold is not None and fold < 1:
             raise InputError(f"fold={fold} must be at least 1, the number of the column split1")
         self.path = Path(path).expanduser()
@@ -170,6 +173,7 @@ class CSVManifest(VideoSource):
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self.fold = fold
+        self.missing = missing
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -179,37 +183,34 @@ class CSVManifest(VideoSource):
         labels = {record.label for _, record in self._rows if record.label is not None}
         if not labels:
             raise InputError(f"{self.path} names no label; fill its label column")
-        if not all(label.isdecimal() for label in labels):
-            return sorted(labels)
-        numbers = sorted(int(label) for label in labels)
-        if numbers != list(range(len(numbers))):
-            raise InputError(
-                f"{self.path} numbers its labels {numbers[0]} to {numbers[-1]} ({len(numbers)} of them); number "
-                f"them 0 to {len(numbers) - 1}, use names, or list them in class_names"
-            )
-        return [str(number) for number in numbers]
+        return self._listing.classes_there(_sorted_labels(labels, str(self.path)))
 
     def records(self, split: str) -> list[VideoRecord]:
         """Return the videos of a split, in the file's order."""
-        if split == "predict":
-            return self._present([record for _, record in self._rows])
-        self._check_labels()
-        column = self._split_column()
-        rows = [(splits.get(column), record) for splits, record in self._rows]
-        if self.fold is None and all(name is None for name, _ in rows):
-            shares = _shares(self.val_fraction, self.test_fraction)
-            return self._present(split_records([r for _, r in rows], shares, self.split_seed)[split])
-        chosen = [record for name, record in rows if name == split]
-        if split == "test" and not chosen:
-            raise InputError(f"{self.path} has a {column} column but no line with {column}=test")
-        if split in ("train", "val") and not any(name == "val" for name, _ in rows):
-            training = [record for name, record in rows if name == "train"]
-            chosen = split_records(training, _shares(self.val_fraction, 0.0), self.split_seed)[split]
-        return self._present(chosen)
+        if split != "predict":
+            self._check_labels()
+            self._check_split(split)
+        return self._listing.records(split)
 
-    def _split_column(self) -> str:
-        """Return the column that divides the videos: that of the fold, or `split`, which may be absent."""
-        column = "split" if self.fold is None else f"split{self.fold}"
+    @cached_property
+    def _listing(self) -> Listing:
+        return Listing(
+            [(splits.get(self._column), record) for splits, record in self._rows],
+            str(self.path),
+            "correct the paths or set root",
+            self.missing,
+            self.val_fraction,
+            self.test_fraction,
+            self.split_seed,
+        )
+
+    @property
+    def _column(self) -> str:
+        """The column that divides the videos."""
+        return "split" if self.fold is None else f"split{self.fold}"
+
+    def _check_split(self, split: str) -> None:
+        column = self._column
         there = list(self._rows[0][0])
         if self.fold is not None and column not in there:
             raise InputError(
@@ -220,7 +221,9 @@ class CSVManifest(VideoSource):
             raise InputError(
                 f"{self.path} divides its videos by the columns {', '.join(there)}; set fold to the number of one"
             )
-        return column
+        named = {splits.get(column) for splits, _ in self._rows}
+        if split in ("train", "test") and split not in named and (self.fold is not None or named != {None}):
+            raise InputError(f"{self.path} has a {column} column but no line with {column}={split}")
 
     @cached_property
     def _rows(self) -> list[tuple[dict[str, str | None], VideoRecord]]:
@@ -276,7 +279,7 @@ class CSVManifest(VideoSource):
 
     def _check_labels(self) -> None:
         known = set(self.class_names)
-        for _, record in self._rows:
+        for _, record in self._listing.there:
             if record.label is None:
                 raise InputError(f"{self.path} gives no label for {record.path}; only predict can do without")
             if record.label not in known:
@@ -285,21 +288,18 @@ class CSVManifest(VideoSource):
                     f"{', '.join(self.class_names)}"
                 )
 
-    def _present(self, records: list[VideoRecord]) -> list[VideoRecord]:
-        absent = [record.path for record in records if not Path(record.path).is_file()]
-        if absent:
-            raise InputError(
-                f"{len(absent)} of the {len(records)} videos that {self.path} lists are not there, the first of them "
-                f"{absent[0]}; correct the paths or set root"
-            )
-        return records
 
-
-def _check_fractions(val: float, test: float) -> None:
-    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
+def _sorted_labels(labels: Collection[str], listed_in: str) -> list[str]:
+    """Return labels in the order of classes: sorted, by value if they are numbers, which must be 0 to K-1."""
+    if not all(label.isdecimal() for label in labels):
+        return sorted(labels)
+    numbers = sorted(int(label) for label in labels)
+    if numbers != list(range(len(numbers))):
         raise InputError(
-            f"val_fraction={val} and test_fraction={test} must be in [0, 1) and leave something to train on"
+            f"{listed_in} numbers its labels {numbers[0]} to {numbers[-1]} ({len(numbers)} of them); number "
+            f"them 0 to {len(numbers) - 1}, use names, or list them in class_names"
         )
+    return [str(number) for number in numbers]
 
 
 def _shares(val: float, test: float) -> dict[str, float]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from cnnbert.data.records import VideoRecord
 
+SPLITS = ("train", "val", "test")
+
 
 def split_records(
     records: Sequence[VideoRecord], fractions: Mapping[str, float], seed: int = 0
