@@ -11,14 +11,16 @@ MODULES = (
     "deadline",
     "generated",
     "listing",
+    "packets",
     "protocols",
+    "pyav_video",
     "readers",
     "records",
     "samplers",
     "sources",
     "splits",
-    "starts",
     "transforms",
+    "video",
 )
 
 

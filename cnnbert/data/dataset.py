@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cnnbert.data.readers import Video, VideoReader
+from cnnbert.data.readers import VideoReader
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.samplers import ClipSampler
+from cnnbert.data.video import Video
 from cnnbert.errors import VideoReadError
 
 
@@ -93,8 +94,9 @@ class VideoDataset(Dataset[Sample]):
             first, last = _piece(record, video)
             indices = first + self.sampler(last - first, video.fps)  # (clips, T)
             wanted, places = indices.unique(return_inverse=True)
-            frames = video.frames(wanted)  # (N, 3, H, W)
-        crops = torch.cat([self.transform(frames[place]) for place in places])  # (V, T, 3, H', W')
+            frames = video.frames(indices[0] if len(indices) == 1 else wanted)  # (N, 3, H, W)
+        clips = (frames[place] for place in places) if len(indices) > 1 else (frames,)
+        crops = torch.cat([self.transform(clip) for clip in clips])  # (V, T, 3, H', W')
         return crops.transpose(1, 2).contiguous()
 
 

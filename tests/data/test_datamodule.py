@@ -13,7 +13,7 @@ from pytorch_lightning import LightningModule, Trainer
 
 from cnnbert.data.datamodule import BalancedSampler, EpochSampler, VideoDataModule, collate
 from cnnbert.data.dataset import Sample
-from cnnbert.data.readers import Video
+from cnnbert.data.video import Video
 from cnnbert.errors import InputError, VideoReadError
 
 NAMES = ["left", "right"]
