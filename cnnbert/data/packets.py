@@ -77,8 +77,9 @@ class PacketIndex:
             self._latest = packet.pts
         is_clean, is_disposable = self._read(memoryview(packet))
         if packet.is_keyframe and not packet.is_discard:
-            if (is_clean or not self.pts) and is_later and packet.dts is not None:
-                self._keys.append((place, packet.pts, packet.dts if self._is_mp4 else packet.pts))
+            seek = packet.dts if self._is_mp4 else packet.pts
+            if (is_clean or not self.pts) and is_later and seek is not None:
+                self._keys.append((place, packet.pts, seek))
             else:
                 self.has_open_keys = True
         if not packet.is_discard:

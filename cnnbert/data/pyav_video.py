@@ -69,6 +69,7 @@ class PyAVVideo(Video):
         self.num_threads = num_threads
         self.read_timeout_seconds = read_timeout_seconds
         self._is_read = threading.RLock()
+        self._is_telling = False
         self._packets: list[Any] | None = None
         self._decoded: list[Any] | None = None
         if not os.path.exists(path):
@@ -94,9 +95,10 @@ class PyAVVideo(Video):
         if self._is_read.acquire(blocking=False):
             self._container.close()
 
-    def is_sought(self, wanted: list[int]) -> bool:
-        """Return whether reading these frames, ascending, starts at a later frame than the first, or jumps."""
-        return any(start for start, _ in self.index.plan(wanted))
+    @property
+    def is_read_in_order(self) -> bool:
+        """Whether every reading decodes the file from its first frame on."""
+        return self._decoded is None and not self._is_telling
 
     def read(self, wanted: list[int]) -> np.ndarray:
         """Return frames, uint8 (N, H, W, 3), however long it takes.
@@ -110,11 +112,13 @@ class PyAVVideo(Video):
         with self._is_read:
             if self._decoded is not None:
                 return self._pixels((self._decoded[number] for number in wanted), len(wanted))
-            if self.index.pts:
+            if self._is_telling:
                 try:
                     return self._pixels(self._by_time(wanted), len(wanted))
                 except (av.FFmpegError, SeekError) as error:
                     logger.debug("%s: read in order, since its time stamps fail: %s", self.path, error)
+                    self._is_telling = False
+                    self._packets = None  # they belong to a decoder that stops at damage
             return self._pixels(self._in_order(wanted), len(wanted))
 
     @cached_property
@@ -172,6 +176,8 @@ class PyAVVideo(Video):
         """
         if self._packets is None:
             self._reopen()
+            if self._is_telling:
+                self._stop_at_damage()
             packets = self._sought(start)
         else:
             self._stream.codec_context.flush_buffers()
@@ -191,7 +197,7 @@ class PyAVVideo(Video):
             is_started = is_started or packet.pts == start.pts  # type: ignore[union-attr]
             if is_started:
                 yield packet
-            elif packet.dts is None or packet.dts > start.pts:  # type: ignore[union-attr]
+            elif packet.pts is None or packet.pts > start.pts:  # type: ignore[union-attr]
                 raise SeekError(f"frame {start.number} is not found")  # type: ignore[union-attr]
 
     def _pixels(self, frames: Iterable[Any], number: int) -> np.ndarray:
@@ -234,6 +240,10 @@ class PyAVVideo(Video):
     def _reopen(self) -> None:
         self._container.close()
         self._open_file()
+
+    def _stop_at_damage(self) -> None:
+        """Let the decoder, which has not begun, raise an error where it would patch up damage, in ways of its own."""
+        self._stream.codec_context.options = {"err_detect": "explode"}
 
     def _scan(self, must_decode: bool) -> bool:
         """Go through the file; return whether its frames are rightly counted, else it must be decoded for that."""
@@ -281,6 +291,9 @@ class PyAVVideo(Video):
         self.fps = float(stream.average_rate or stream.guessed_rate or 25)
         self.pixel_format, self.height, self.width = codec.pix_fmt, codec.height, codec.width
         self.index.settle(is_counting_packets and not num_decoded)
+        self._is_telling = bool(self.index.pts)
+        if self._is_telling:
+            self._stop_at_damage()
         self._numbers = {pts: number for number, pts in enumerate(self.index.pts)}
         # Frames shown before the first key frame, as after cutting without re-encoding, may never come out.
         return must_decode or not (is_counting_packets and self.index.has_early_frames)

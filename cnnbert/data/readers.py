@@ -26,10 +26,6 @@ logger = logging.getLogger("cnnbert")
 DECORD_CONTAINERS = {MP4, MATROSKA, "avi", "flv", "asf"}
 DECORD_PIXEL_FORMATS = {"yuv420p", "yuvj420p"}
 
-# decord decodes every frame up to the last one wanted. PyAV, which leaves out frames that no other refers to, is
-# faster where fewer than these are wanted, as a share.
-DECORD_SHARE = 0.75
-
 # Two decoders' frames are the same if no value in [0, 255] differs by more: FFmpeg's versions round unlike.
 ROUNDING = 2
 
@@ -77,12 +73,12 @@ class PyAVReader(VideoReader):
 
 
 class DecordReader(VideoReader):
-    """Reads videos with decord, from the first frame on, and with PyAV what decord gets wrong or does more slowly.
+    """Reads videos with decord where it is right, in order, and with PyAV elsewhere.
 
-    decord's seeking returns other frames than those asked for in many files (dmlc/decord#195, #252, #365), so nothing
-    is sought with it: it reads where most frames from the first to the last one wanted are wanted. PyAV reads where it
-    can leave out more, and the files that decord gets wrong. Without decord PyAV reads everything. Damage within a
-    picture that decoders patch up goes unnoticed where decord reads MP4 and Matroska files; `PyAVReader` notices it.
+    decord's seeking returns other frames than those asked for in many files (dmlc/decord#195, #252, #365), and it
+    patches up damage without a word. So it reads the files of which nothing can be left out, from the first frame on,
+    after PyAV has found them whole: AVI, FLV and WMV files that are too long to be kept in memory. PyAV reads those
+    that can be sought or kept, and the kinds that decord gets wrong; without decord, everything.
 
     Args:
         num_threads: Threads that decode a video; 1 suits loading with several workers.
@@ -102,8 +98,8 @@ class DecordReader(VideoReader):
     def open(self, path: str) -> Video:
         """Open a video file; see `VideoReader.open`."""
         video = PyAVVideo(path, self.num_threads, self.read_timeout_seconds)
-        decord = _import_decord()
-        return DecordVideo(video, decord) if decord is not None and _suits_decord(video) else video
+        decord = _import_decord() if video.is_read_in_order else None
+        return video if decord is None or not _suits_decord(video) else DecordVideo(video, decord)
 
 
 class TorchCodecReader(VideoReader):
@@ -163,17 +159,11 @@ class SecondVideo(Video):
 
     def _read(self, wanted: list[int]) -> np.ndarray:
         """Return the wanted frames, uint8 (N, H, W, 3)."""
-        if self.suits(wanted):
-            try:
-                return self.read(wanted)
-            except Exception as error:
-                name = self.module.__name__
-                logger.debug("%s: PyAV reads it, since %s fails: %s", self.video.path, name, error)
+        try:
+            return self.read(wanted)
+        except Exception as error:
+            logger.debug("%s: PyAV reads it, since %s fails: %s", self.video.path, self.module.__name__, error)
         return self.video.read(wanted)
-
-    @abstractmethod
-    def suits(self, wanted: list[int]) -> bool:
-        """Return whether these frames, ascending, are for the library to read."""
 
     @abstractmethod
     def read(self, wanted: list[int]) -> np.ndarray:
@@ -183,17 +173,13 @@ class SecondVideo(Video):
 class DecordVideo(SecondVideo):
     """A video decoded by decord; see `SecondVideo`. Its reader is never kept, as an idle one keeps decoding."""
 
-    def suits(self, wanted: list[int]) -> bool:
-        """Return whether most frames from the first to the last one wanted are wanted."""
-        return bool(wanted) and len(wanted) >= DECORD_SHARE * (wanted[-1] + 1)
-
     def read(self, wanted: list[int]) -> np.ndarray:
         """Return the wanted frames, uint8 (N, H, W, 3); see `SecondVideo.read`."""
         # Any fault at all is an error: decord would otherwise repeat the nearest frame that it could decode.
         reader = self.module.VideoReader(f"file:{self.video.path}", num_threads=self.video.num_threads, fault_tol=1e-9)
         kept = np.empty((len(wanted), *self.video.first.shape), np.uint8)
         num_kept = 0
-        for index in range(wanted[-1] + 1):
+        for index in range(wanted[-1] + 1 if wanted else 0):
             frame = reader.next()  # the only call of decord's that never seeks
             if index and index != wanted[num_kept]:
                 continue
@@ -209,10 +195,6 @@ class DecordVideo(SecondVideo):
 
 class TorchCodecVideo(SecondVideo):
     """A video decoded by TorchCodec; see `SecondVideo`."""
-
-    def suits(self, wanted: list[int]) -> bool:
-        """Return True."""
-        return True
 
     def read(self, wanted: list[int]) -> np.ndarray:
         """Return the wanted frames, uint8 (N, H, W, 3); see `SecondVideo.read`."""

@@ -166,7 +166,7 @@ class ActionRecognition(LightningModule):
             raise InputError(
                 "class_weights=balanced and balanced_sampling together would favour small classes twice; leave one out"
             )
-        sizes = torch.bincount(torch.tensor(data.datasets["train"].labels), minlength=len(self.class_names))
+        sizes = torch.bincount(data.datasets["train"].labels, minlength=len(self.class_names))
         return (sizes.sum() / (len(sizes) * sizes)).to(self.device)
 
     def _load_pretrained(self) -> None:
