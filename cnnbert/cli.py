@@ -28,6 +28,7 @@ import cnnbert.heads  # noqa: F401  (makes the classes known by their short name
 from cnnbert.callbacks import BestCheckpoint, PredictionsFile, RunReport, SaveRunConfig
 from cnnbert.commands import COMMANDS, run_command
 from cnnbert.data.datamodule import VideoDataModule
+from cnnbert.data_wait import DataWait
 from cnnbert.errors import InputError, VideoReadError
 from cnnbert.machine import best_precision
 from cnnbert.runs import (
@@ -164,7 +165,7 @@ class RunCLI(LightningCLI):
         self.config = self.given_config  # what is saved can be run again, on another machine too
         callbacks = self._get(self.config_init, "trainer")["callbacks"] or []
         self.report = RunReport(self.folder)
-        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), self.report]
+        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), self.report, DataWait()]
         if self.subcommand == "fit":
             folder = self.folder / CHECKPOINTS
             if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
