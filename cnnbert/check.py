@@ -262,7 +262,7 @@ def _kinds(files: Sequence[Inspection]) -> list[str]:
         "colours": [str(file.pixel_format) for file in files],
         "container": [str(file.container).partition(",")[0] for file in files],
         "turned": [f"{file.rotation} degrees" for file in files if file.rotation],
-        "pixels": [f"{file.pixel_aspect}" for file in files if file.pixel_aspect not in (None, "1:1")],
+        "not square": [f"pixels {file.pixel_aspect}" for file in files if file.pixel_aspect not in (None, "1:1")],
         "varying": ["frame rate" for file in files if file.is_variable],
     }
     lines = []
@@ -299,21 +299,25 @@ def _copies(found: Mapping[str, Inspection], listed: Mapping[str, Sequence[Entry
     for path, file in found.items():
         if file.frames:
             groups[file.digest or path].append(path)
-    kinds: dict[str, list[list[str]]] = defaultdict(list)
+    in_splits, with_labels, copies = [], [], []
     for paths in groups.values():
         entries = [entry for path in paths for entry in listed[path]]
         if len(_splits(entries)) > 1:
-            kinds["in different splits, so that tests are of what was trained on"].append(paths)
+            in_splits.append(paths)
+        elif len(paths) > 1:
+            copies.append(paths)
         if len(_labels(entries)) > 1:
-            kinds["with different labels"].append(paths)
-        if len(paths) > 1 and len(_splits(entries)) < 2:
-            kinds["twice or more" + (" in one split" if _splits(entries) else "")].append(paths)
+            with_labels.append(paths)
     lines = []
-    for kind, several in kinds.items():
-        lines.append(f"the same video {kind} ({len(several)}):")
-        for paths in several[:MOST_FILES]:
-            lines.append("  " + " = ".join(_as_listed(listed[path]) for path in paths))
-        lines += _more(several)
+    for kind, several in {
+        "in different splits, so that tests are of what was trained on": in_splits,
+        "with different labels": with_labels,
+        "twice or more, not in different splits": copies,
+    }.items():
+        if several:
+            lines.append(f"the same video {kind} ({len(several)}):")
+            lines += ["  " + " = ".join(_as_listed(listed[path]) for path in paths) for paths in several[:MOST_FILES]]
+            lines += _more(several)
     return lines
 
 

@@ -77,21 +77,24 @@ class _Worker:
         # Forks of a clean process start at once; a fork of this one would have its locks without its threads.
         context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
         if hasattr(context, "set_forkserver_preload"):
-            context.set_forkserver_preload([getattr(function, "func", function).__module__])
+            context.set_forkserver_preload([__name__, getattr(function, "func", function).__module__])
         self.timeout_seconds = timeout_seconds
         self.pipe, end = context.Pipe()
         self.process = context.Process(target=_work, args=(function, end), daemon=True)
         self.process.start()
         end.close()
         self.item: Any = None
-        self.is_busy = False
+        self.has_started = self.is_busy = False
         self.deadline = 0.0
 
     def give(self, item: Any) -> None:
-        """Start on an item; the first one's time includes the process's start."""
-        self.item, self.is_busy, self.deadline = item, True, time.monotonic() + self.timeout_seconds
-        with suppress(OSError):  # it died just now: `take` says so
+        """Start on an item; the time that the process takes to start does not count."""
+        with suppress(EOFError, OSError):  # it died just now: `take` says so
+            if not self.has_started:
+                self.pipe.recv()
+                self.has_started = True
             self.pipe.send(item)
+        self.item, self.is_busy, self.deadline = item, True, time.monotonic() + self.timeout_seconds
 
     def take(self) -> Any:
         """Return the result or the exception of the item that has ended."""
@@ -132,6 +135,7 @@ def _work(function: Callable[[Any], Any], pipe: connection.Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that kills this one
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # what decoders print about damaged files would tear the progress bar
+    pipe.send(None)
     while True:
         try:
             item = pipe.recv()

@@ -49,7 +49,7 @@ class Inspection:
         width: Of the stored frame, before it is turned.
         height: Of the stored frame, before it is turned.
         rotation: Degrees in [0, 360) by which a player turns frames, anticlockwise.
-        pixel_aspect: Width of a pixel over its height, such as `16:15`.
+        pixel_aspect: Width of a pixel over its height, such as `16:15`; `1:1` where they differ by less than 1 %.
         codec: FFmpeg's name.
         pixel_format: FFmpeg's name.
         container: FFmpeg's name.
@@ -188,7 +188,8 @@ def _note_header(found: Inspection, container: Any, stream: Any) -> tuple[int | 
     found.width, found.height = codec.width, codec.height
     found.fps = round(float(rate), 3) if rate else None
     aspect = stream.sample_aspect_ratio
-    found.pixel_aspect = f"{aspect.numerator}:{aspect.denominator}" if aspect else "1:1"
+    is_square = not aspect or abs(aspect - 1) < 0.01  # some encoders write 65536:65535
+    found.pixel_aspect = "1:1" if is_square else f"{aspect.numerator}:{aspect.denominator}"
     seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / av.time_base
     by_duration = round(seconds * float(rate)) if rate and seconds else None
     found.header_frames = stream.frames or by_duration
