@@ -310,7 +310,7 @@ def _copies(found: Mapping[str, Inspection], listed: Mapping[str, Sequence[Entry
             with_labels.append(paths)
     lines = []
     for kind, several in {
-        "in different splits, so that tests are of what was trained on": in_splits,
+        "in different splits, which makes results look better than they are": in_splits,
         "with different labels": with_labels,
         "twice or more, not in different splits": copies,
     }.items():

@@ -7,12 +7,14 @@ from collections.abc import Callable
 
 from jsonargparse import ArgumentParser
 
+from cnnbert.bench import bench_data
 from cnnbert.check import check
 from cnnbert.folds import splits
 from cnnbert.ltm import import_checkpoint
 from cnnbert.summary import summary
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
+    "bench-data": bench_data,
     "check": check,
     "import-checkpoint": import_checkpoint,
     "splits": splits,

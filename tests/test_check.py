@@ -110,7 +110,7 @@ def test_copies_are_named(workplace: Path, capsys: pytest.CaptureFixture[str]) -
     assert (
         out[out.index("the same video") :]
         == """\
-the same video in different splits, so that tests are of what was trained on (2):
+the same video in different splits, which makes results look better than they are (2):
   my/test/red/leak.mp4 (test, red) = my/train/red/a.mp4 (train, red)
   my/train/blue/mistaken.mp4 (train, blue) = my/val/red/v.mp4 (val, red)
 the same video with different labels (1):

@@ -10,6 +10,7 @@ MODULES = (
     "dataset",
     "deadline",
     "generated",
+    "inspection",
     "listing",
     "protocols",
     "readers",
