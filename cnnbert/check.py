@@ -105,6 +105,7 @@ def _entries_of_run(config: str | None, settings: Sequence[str]) -> tuple[list[E
     """Return the videos of a run's source, each in all splits that it is in, and the run's reader."""
     data = build_data(config, settings)
     data.prepare_data()
+    records = data.source.records("predict")  # first, as it raises where videos are not there
     entries: list[Entry] = []
     for split in SPLITS:
         try:
@@ -112,8 +113,8 @@ def _entries_of_run(config: str | None, settings: Sequence[str]) -> tuple[list[E
         except InputError as error:
             print(f"no {split} split: {error}", flush=True)
     in_splits = {path for path, _, _ in entries}
-    others = [record for record in data.source.records("predict") if record.path not in in_splits]
-    return entries + [(record.path, None, record.label) for record in others], data.reader
+    others = [(record.path, None, record.label) for record in records if record.path not in in_splits]
+    return entries + others, data.reader
 
 
 def _entries_of_path(path: Path) -> list[Entry]:
@@ -144,7 +145,7 @@ def _placed(root: Path, path: str) -> Entry:
 def _listed(root: Path, line: str) -> Entry:
     """Return the video of a line: a path, or a path and a label behind a space."""
     path, _, label = line.rpartition(" ")
-    if not path or (root / line).is_file():
+    if not Path(path).suffix or (root / line).is_file():
         return str(root / line), None, None
     return str(root / path), None, label
 

@@ -29,7 +29,7 @@ SETTINGS = ("--model", "--data", "--trainer", "--seed_everything")
 def run_command(name: str, args: list[str]) -> int:
     """Run a command with its arguments, the words after its name, and return its exit status; `--a-name` is `--a_name`.
 
-    The first parameter may have a default and still be given without its name, as the first word.
+    The first parameter may be None by default and still be given without its name.
     """
     function = COMMANDS[name]
     description = (inspect.getdoc(function) or "").partition("Args:")[0]
@@ -42,8 +42,8 @@ def run_command(name: str, args: list[str]) -> int:
     if takes_settings:
         settings, args = _part_settings(args)
     first = next(iter(parameters.values()))
-    if first.kind is first.POSITIONAL_OR_KEYWORD and first.default is None and args and not args[0].startswith("-"):
-        args = [f"--{first.name}={args[0]}", *args[1:]]
+    if first.kind is first.POSITIONAL_OR_KEYWORD and first.default is None:
+        args = _name_free_word(args, f"--{first.name}")
     given = parser.parse_args([_underscored(word) for word in args])
     return function(**given, **({"settings": settings} if takes_settings else {})) or 0
 
@@ -60,6 +60,16 @@ def _part_settings(args: list[str]) -> tuple[list[str], list[str]]:
         else:
             settings.append(f"{word}={next(words, '')}")
     return settings, others
+
+
+def _name_free_word(args: list[str], name: str) -> list[str]:
+    """Return the words with a name before the first that is neither an option nor an option's value."""
+    is_free = True
+    for place, word in enumerate(args):
+        if is_free and not word.startswith("-"):
+            return [*args[:place], f"{name}={word}", *args[place + 1 :]]
+        is_free = not word.startswith("--") or "=" in word
+    return args
 
 
 def _underscored(word: str) -> str:

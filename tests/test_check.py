@@ -79,7 +79,7 @@ def test_lists_are_checked_with_what_is_not_there(workplace: Path, capsys: pytes
     write_video(workplace / "a b.mp4", (220, 30, 30))
     write_video(workplace / "c.mp4", (30, 30, 220))
     Path("list.txt").write_text("a b.mp4\nc.mp4 7\nabsent.mp4 8\n\n")
-    assert main(["check", "list.txt", "--csv=list.csv"]) == 1
+    assert main(["check", "--csv", "list.csv", "--num-workers=1", "list.txt"]) == 1
     assert [(Path(row["path"]).name, row["verdict"], row["labels"]) for row in rows("list.csv")] == [
         ("a b.mp4", "ok", ""),
         ("c.mp4", "ok", "7"),
