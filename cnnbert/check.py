@@ -79,7 +79,7 @@ def check(
         ) from None
     found = {path: found[path] for path in listed}
     _write(table, found, listed)
-    print("\n".join(report(found, listed)))
+    print(_printable("\n".join(report(found, listed))))
     print(f"\na line a file in {table}\n{_last_line(found)}", flush=True)
     return 0 if all(file.verdict == "ok" for file in found.values()) else 1
 
@@ -173,12 +173,17 @@ def _write(table: Path, found: Mapping[str, Inspection], listed: Mapping[str, Se
         values = [getattr(file, name) for name in names]
         words = ["; ".join(value) if isinstance(value, list) else value for value in values]
         lines.writerow([*words, "; ".join(_splits(listed[path])), "; ".join(_labels(listed[path]))])
-    write_whole(table, text.getvalue())
+    write_whole(table, _printable(text.getvalue()))
+
+
+def _printable(text: str) -> str:
+    """Return a text in which bytes of file names that are no UTF-8 are written as such."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _splits(entries: Iterable[Entry]) -> list[str]:
-    named = {split for _, split, _ in entries}
-    return [split for split in SPLITS if split in named]
+    named = {split for _, split, _ in entries if split is not None}
+    return [split for split in SPLITS if split in named] + sorted(named - {*SPLITS})
 
 
 def _labels(entries: Iterable[Entry]) -> list[str]:
@@ -214,7 +219,8 @@ def _classes(listed: Mapping[str, Sequence[Entry]]) -> list[str]:
     for entries in listed.values():
         for split, label in {(split or "", label or "(no label)") for _, split, label in entries}:
             counts[label, split] += 1
-    columns = [split for split in (*SPLITS, "") if any(key[1] == split for key in counts)]
+    columns = _splits(entry for entries in listed.values() for entry in entries)
+    columns += [""] if any(split == "" for _, split in counts) else []
     totals = Counter({label: sum(counts[label, split] for split in columns) for label, _ in counts})
     order = sorted(totals)
     half = MOST_CLASSES // 2

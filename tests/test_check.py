@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import signal
 import subprocess
@@ -86,11 +87,24 @@ def test_lists_are_checked_with_what_is_not_there(workplace: Path, capsys: pytes
         ("absent.mp4", "missing", "8"),
     ]
     assert capsys.readouterr().out.endswith("2 of 3 videos are fine; 1 missing\n")
-    Path("table.csv").write_text("path,label,split,more\nc.mp4,7,train,\nabsent.mp4,8,test,x\n")
+    Path("table.csv").write_text("path,label,split,more\nc.mp4,7,train,\nabsent.mp4,8,dev,x\nc.mp4,7,dev,\n")
     assert main(["check", "table.csv"]) == 1
-    assert [(row["verdict"], row["splits"]) for row in rows()] == [("ok", "train"), ("missing", "test")]
+    assert [(row["verdict"], row["splits"]) for row in rows()] == [("ok", "train; dev"), ("missing", "dev")]
+    out = capsys.readouterr().out
+    assert "class     train       dev\n7             1         1\n8             0         1\n" in out
+    assert "look better than they are (1):\n  c.mp4 (train, dev, 7)\n" in out
     assert main(["check", "c.mp4"]) == 0
     assert verdicts() == {"c.mp4": "ok"}
+
+
+def test_names_that_are_no_text(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        Path(os.fsdecode(b"caf\xe9.mp4")).write_text("no video")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes only UTF-8")
+    assert main(["check", "."]) == 1
+    assert list(verdicts().items()) == [("caf\\udce9.mp4", "unreadable")]
+    assert "caf\\udce9.mp4: " in capsys.readouterr().out
 
 
 def test_copies_are_named(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
