@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ PARTS = {
     "open": "opening files (going through their packets)",
     "decode": "decoding frames",
     "transform": "resizing and cropping",
-    "rest": "the rest of a sample",
+    "rest": "choosing and copying frames",
     "collate": "stacking samples to a batch",
     "send": "sending batches to the training process",
 }
@@ -254,7 +255,7 @@ class _TimedVideo(Video):
     def frames(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Return frames; see `Video.frames`."""
         frames: Tensor = self._frames(indices)
-        self.clock.size = max(self.clock.size, (frames.shape[2], frames.shape[3]))
+        self.clock.size = max(self.clock.size, (frames.shape[2], frames.shape[3]), key=math.prod)
         return frames
 
     def close(self) -> None:
@@ -331,7 +332,7 @@ def hints(speed: Throughput, parts: Breakdown, data: VideoDataModule) -> list[st
     elif worst in ("collate", "send"):
         told += ["reading is not what takes long; fewer clips or frames a batch have less to be copied."]
     else:
-        told += ["frames are chosen and copied; clips of fewer frames have less of it."]
+        told += ["smaller frames, as `cnnbert prepare` stores them, and clips of fewer frames have less of it."]
     cores, workers = num_cores(), speed.num_workers
     rate = speed.clips / speed.seconds
     alone = parts.clips_per_second

@@ -111,6 +111,7 @@ def test_hints_follow_from_the_numbers() -> None:
     assert "frames have up to 1280x720 pixels" in told("decode", size=(720, 1280))
     assert "more key frames" in told("decode")
     assert "long files" in told("open")
+    assert "clips of fewer frames" in told("rest")
     assert "less to be resized" in told("transform")
     assert "less to be copied" in told("send")
     assert "70%, goes into decoding frames" in told("decode")
