@@ -210,7 +210,7 @@ def overview() -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, or 1 for what the user can put right.
+    """Run the command and return its exit status: 0, or 1 where the user has something to put right.
 
     Args:
         args: The words after `cnnbert`; those of the command line by default.
@@ -221,9 +221,10 @@ def main(args: list[str] | None = None) -> int:
         print(overview())
         return 0
     cli = None
+    status = 0
     try:
         if args and args[0] in COMMANDS:
-            run_command(args[0], args[1:])
+            status = run_command(args[0], args[1:])
         else:
             cli = RunCLI(args)
     except (InputError, VideoReadError) as error:
@@ -234,7 +235,7 @@ def main(args: list[str] | None = None) -> int:
             sys.modules["wandb"].finish()  # so that another run in this process gets a W&B run of its own
     if cli is not None and cli.report.table:
         print(f"\n{cli.report.table}", flush=True)
-    return 0
+    return status
 
 
 def _quiet() -> None:
