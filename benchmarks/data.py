@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,12 @@ import av
 import decord
 import numpy as np
 import torch
+from cnnbert.prepare import prepare
 from torch.utils.data import DataLoader, Dataset
 
 from cnnbert.data.datamodule import VideoDataModule
-from cnnbert.data.protocols import PROTOCOLS
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.sources import VideoSource
-from cnnbert.prepare import prepare
 
 FPS = 25
 AIMS = {

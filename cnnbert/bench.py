@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.dataset import VideoDataset
-from cnnbert.data.readers import Video, VideoReader
+from cnnbert.data.readers import VideoReader
+from cnnbert.data.transforms import ClipTransform
+from cnnbert.data.video import Video
 from cnnbert.errors import InputError
 from cnnbert.loading import build_data
 from cnnbert.machine import num_cores
@@ -180,7 +182,7 @@ def measure_parts(dataset: VideoDataset, loader: DataLoader[Any], num_videos: in
     clock = _Clock()
     timed = copy.copy(dataset)
     timed.reader = _TimedReader(dataset.reader, clock)
-    timed.transform = clock.timed("transform", dataset.transform)
+    timed.transform = _TimedTransform(dataset.transform, clock)
     load = clock.timed("sample", timed.__getitem__)
     collate = clock.timed("collate", loader.collate_fn)
     send = clock.timed("send", _Sender()) if loader.num_workers else lambda batch: batch  # no other process
@@ -228,6 +230,23 @@ class _Clock:
                 self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
         return run
+
+
+class _TimedTransform(ClipTransform):
+    """Does what another transform does, and takes the time."""
+
+    def __init__(self, transform: ClipTransform, clock: _Clock) -> None:
+        self.steps = (clock.timed("transform", transform.resized), clock.timed("transform", transform.crops))
+
+    def resized(self, frames: Tensor) -> Tensor:
+        """Return resized frames; see `ClipTransform.resized`."""
+        resized: Tensor = self.steps[0](frames)
+        return resized
+
+    def crops(self, frames: Tensor) -> Tensor:
+        """Return crops; see `ClipTransform.crops`."""
+        crops: Tensor = self.steps[1](frames)
+        return crops
 
 
 class _TimedReader(VideoReader):

@@ -426,12 +426,20 @@ class BalancedSampler(EpochSampler):
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stack samples into a batch: clip uint8 (B, V, 3, T, H, W), label and index int64 (B,); failures set apart."""
+    """Stack samples into a batch; failures set apart.
+
+    Args:
+        samples: Samples of the same number of views.
+
+    Returns:
+        clip uint8 (B, V, 3, T, H, W), with the channels innermost in memory; label and index int64 (B,).
+    """
     read = [sample for sample in samples if "clip" in sample]
+    clips = [sample["clip"].permute(0, 2, 3, 4, 1) for sample in read]  # (V, T, H, W, 3)
     return {
         "index": torch.tensor([sample["index"] for sample in read], dtype=torch.int64),
         "label": torch.tensor([sample["label"] for sample in read], dtype=torch.int64),
-        "clip": torch.stack([sample["clip"] for sample in read]) if read else torch.empty(0, dtype=torch.uint8),
+        "clip": torch.stack(clips).permute(0, 1, 5, 2, 3, 4) if read else torch.empty(0, dtype=torch.uint8),
         "failures": [sample for sample in samples if "failure" in sample],
     }
 

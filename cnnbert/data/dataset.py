@@ -84,45 +84,48 @@ class VideoDataset(Dataset[Sample]):
 
         Returns:
             `index`, `label` (-1 where unknown) and `clip`, uint8 (V, 3, T, H, W) of V views, crops of one clip
-            together. For a video that cannot be read, `failure` in place of `clip`.
+            together, with the channels innermost in memory. For a video that cannot be read, `failure` in place of
+            `clip`.
         """
         epoch, index = item if isinstance(item, tuple) else (0, item)
         label = int(self.labels[index])
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
             try:
-                clip = self._clip(index)
+                views = [crops.permute(0, 1, 3, 4, 2) for crops in self._crops(index)]  # (N, T, H', W', 3)
             except VideoReadError as failure:
                 return {"index": index, "label": label, "failure": failure}
             if label in self.mirrored_labels:  # all clips of a sample have one label
-                if torch.rand(()) < self.flip_probability:
-                    clip, label = clip.flip(-1), self.mirrored_labels[label]
-            elif self.flip_probability:
-                is_flipped = torch.rand(len(clip)) < self.flip_probability
-                clip[is_flipped] = clip[is_flipped].flip(-1)
-        return {"index": index, "label": label, "clip": clip}
+                is_flipped = (torch.rand(1) < self.flip_probability).expand(len(views))
+                label = self.mirrored_labels[label] if is_flipped[0] else label
+            else:
+                is_flipped = torch.rand(len(views)) < self.flip_probability
+            views = [view.flip(-2) if flip else view for view, flip in zip(views, is_flipped, strict=True)]
+        clip = torch.cat(views) if len(views) > 1 else views[0].contiguous()  # (V, T, H', W', 3)
+        return {"index": index, "label": label, "clip": clip.permute(0, 4, 1, 2, 3)}
 
-    def _clip(self, index: int) -> Tensor:
-        record = self.records[index]
-        kept = None if self.cache is None else self.cache.get(index) or self._keep(index, record, self.cache)
+    def _crops(self, index: int) -> list[Tensor]:
+        """Return the crops, (N, T, 3, H', W'), of each clip of a video."""
+        kept = None if self.cache is None else self.cache.get(index) or self._keep(index, self.cache)
         if kept is not None:
             resized, fps = kept
             indices = self.sampler(len(resized), fps)  # (clips, T)
-            crops = [self.transform.crops(_select(resized, clip)) for clip in indices]
-        else:
-            with self.reader.open(record.path) as video:
-                first, last = _piece(record, video)
-                indices = self.sampler(last - first, video.fps)
-                wanted, places = indices.unique(return_inverse=True)
-                frames = video.frames(first + (indices[0] if len(indices) == 1 else wanted))  # (N, 3, H, W)
-            clips = (_select(frames, place) for place in places) if len(indices) > 1 else (frames,)
-            crops = [self.transform(clip) for clip in clips]
-        return torch.cat(crops).transpose(1, 2).contiguous()  # (V, 3, T, H', W')
+            return [self.transform.crops(_select(resized, clip)) for clip in indices]
+        record = self.records[index]
+        with self.reader.open(record.path) as video:
+            first, last = _piece(record, video)
+            indices = self.sampler(last - first, video.fps)
+            if len(indices) == 1:
+                return [self.transform(video.frames(first + indices[0]))]
+            wanted, places = indices.unique(return_inverse=True)
+            resized = self.transform.resized(video.frames(first + wanted))
+        return [self.transform.crops(_select(resized, place)) for place in places]
 
-    def _keep(self, index: int, record: VideoRecord, cache: FrameCache) -> tuple[Tensor, float] | None:
+    def _keep(self, index: int, cache: FrameCache) -> tuple[Tensor, float] | None:
         """Decode a record's whole piece of video into the cache, if there is room, and return it."""
         if cache.is_full:
             return None
+        record = self.records[index]
         with self.reader.open(record.path) as video:
             first, last = _piece(record, video)
             frame = video.frames([first])

@@ -67,7 +67,7 @@ class ClipSampler(ABC):
 
 
 class RandomClip(ClipSampler):
-    """Takes clips that start anywhere with equal chance, as in training.
+    """Takes clips that start anywhere, as in training.
 
     Args:
         clip_length: Frames of a clip (T).
@@ -87,10 +87,19 @@ class RandomClip(ClipSampler):
         self.num_clips = num_clips
 
     def starts(self, last_start: int, span: int) -> Tensor:
-        """Return `num_clips` starts, each uniform in [0, last_start], drawn from torch's global generator."""
+        """Return `num_clips` starts in [0, last_start], drawn from torch's global generator.
+
+        The first is uniform; the others are uniform among those whole strides away from it, so that clips share frames.
+        """
         if self.skip_last_frame:
             last_start = max(last_start - 1, 0)
-        return torch.randint(last_start + 1, (self.num_clips,))
+        first = torch.randint(last_start + 1, (1,))
+        if self.num_clips == 1:
+            return first
+        stride = max((span - 1) // max(self.clip_length - 1, 1), 1)
+        offset = int(first) % stride
+        others = torch.randint((last_start - offset) // stride + 1, (self.num_clips - 1,)) * stride + offset
+        return torch.cat([first, others])
 
 
 class CenterClip(ClipSampler):

@@ -172,7 +172,8 @@ class EvalTransform(ClipTransform):
         else:
             places = [centre, (0, 0), (0, x_end), (y_end, 0), (y_end, x_end)]
         clips = [frames, frames.flip(-1)] if self.num_crops == 10 else [frames]
-        return torch.stack([clip[..., y : y + size, x : x + size] for clip in clips for y, x in places])
+        views = [clip[..., y : y + size, x : x + size] for clip in clips for y, x in places]
+        return torch.stack([view.permute(0, 2, 3, 1) for view in views]).permute(0, 1, 4, 2, 3)  # channels innermost
 
 
 def _check_sizes(frame_size: int, resize: int | tuple[int, int] | None) -> None:

@@ -19,7 +19,7 @@ from cnnbert.data.dataset import VideoDataset
 from cnnbert.data.readers import DecordReader, PyAVReader, VideoReader
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.samplers import CenterClip, ClipSampler, RandomClip, UniformClips
-from cnnbert.data.transforms import EvalTransform, TrainTransform
+from cnnbert.data.transforms import ClipTransform, EvalTransform, TrainTransform
 from cnnbert.errors import VideoReadError
 
 NUM_FRAMES, FPS = 60, 25
@@ -186,15 +186,17 @@ def test_half_of_the_clips_are_mirrored_with_their_labels() -> None:
     assert 70 < sum(labels) < 130  # 100 expected, standard deviation 7; the seed is fixed
 
 
-def test_views_are_the_crops_of_one_clip_together(barcodes: str) -> None:
-    """V = clips x crops, in the order (clip 0, crop 0), (clip 0, crop 1), ..., (clip 1, crop 0), ..."""
-
-    def two_crops(frames: Tensor) -> Tensor:
+class TwoCrops(ClipTransform):
+    def crops(self, frames: Tensor) -> Tensor:
         return torch.stack([frames, 255 - frames])
 
+
+def test_views_are_the_crops_of_one_clip_together(barcodes: str) -> None:
+    """V = clips x crops, in the order (clip 0, crop 0), (clip 0, crop 1), ..., (clip 1, crop 0), ..."""
     sampler = UniformClips(8, num_clips=3)
-    clip = dataset(VideoRecord(barcodes, "up"), sampler=sampler, transform=two_crops)[0]["clip"]
-    assert (clip.dtype, clip.shape, clip.is_contiguous()) == (torch.uint8, (6, 3, 8, 64, 64), True)
+    clip = dataset(VideoRecord(barcodes, "up"), sampler=sampler, transform=TwoCrops(64, None, True))[0]["clip"]
+    assert (clip.dtype, clip.shape) == (torch.uint8, (6, 3, 8, 64, 64))
+    assert clip.is_contiguous(memory_format=torch.channels_last_3d)
     for number, indices in enumerate(sampler(NUM_FRAMES, FPS).tolist()):
         assert numbers(clip[2 * number]) == indices
         assert numbers(255 - clip[2 * number + 1]) == indices
@@ -206,3 +208,25 @@ def test_crops_of_a_clip_come_in_the_transforms_order() -> None:
     clip = dataset(VideoRecord("a", "up"), sampler=CenterClip(4), reader=reader, transform=transform)[0]["clip"]
     frames = reader.open("a").frames(CenterClip(4)(40, 25)[0])
     assert torch.equal(clip, transform(frames).transpose(1, 2))
+
+
+def test_several_clips_of_a_video_are_drawn_and_mirrored_one_by_one(barcodes: str) -> None:
+    sampler = RandomClip(8, 2, num_clips=3)
+    transform = TrainTransform(64, None, scales=(1,))
+    videos = dataset(
+        VideoRecord(barcodes, "up"), sampler=sampler, transform=transform, flip_probability=0.5, mirrored={"up": "up"}
+    )
+    plain = dataset(VideoRecord(barcodes, "up"), sampler=sampler, transform=transform, flip_probability=0.5)
+    starts, together, apart = set(), set(), set()
+    for epoch in range(20):
+        clip = plain[(epoch, 0)]["clip"]
+        straight = [min(numbers(view), numbers(view.flip(-1)), key=lambda n: abs(n[1] - n[0] - 2)) for view in clip]
+        assert all(n == list(range(n[0], n[0] + 16, 2)) for n in straight)
+        assert len({n[0] % 2 for n in straight}) == 1  # they share frames
+        starts |= {n[0] for n in straight}
+        apart.add(sum(numbers(view) != n for view, n in zip(clip, straight, strict=True)))
+        mirrored = videos[(epoch, 0)]["clip"]
+        together.add(sum(numbers(view) not in (n,) for view, n in zip(mirrored, straight, strict=True)))
+    assert len(starts) > 20
+    assert apart >= {1, 2}  # of three clips some are mirrored
+    assert together == {0, 3}  # where the class has a mirrored one, all or none

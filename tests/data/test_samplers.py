@@ -14,6 +14,7 @@ from cnnbert.errors import InputError
 SAMPLERS = [
     RandomClip(4),
     RandomClip(3, 2),
+    RandomClip(3, 2, num_clips=4),
     CenterClip(4),
     CenterClip(3, 2),
     UniformClips(4),
