@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cnnbert.data.readers import Video, VideoReader
-from cnnbert.data.records import VideoRecord
+from cnnbert.data.records import VideoRecord, split_label
 from cnnbert.data.samplers import ClipSampler
 from cnnbert.errors import VideoReadError
 
 
 class Sample(TypedDict, total=False):
-    """What the dataset gives for a record: its number, its class, and the clips or the reason why there are none."""
+    """What the dataset gives for a record: its number, its label, and the clips or the reason why there are none."""
 
     index: int
-    label: int
+    label: int | list[int]
     clip: Tensor
     failure: VideoReadError
 
@@ -40,6 +40,10 @@ class VideoDataset(Dataset[Sample]):
         seed: Seeds all that is drawn.
         flip_probability: How often a clip is mirrored, in [0, 1].
         mirrored: The class that a class turns into when mirrored, where it is another.
+        label_separator: What parts the classes in a label; None where a label is one class.
+
+    Attributes:
+        labels: The class of every record by number, -1 where unknown; with a separator, a tuple of its classes or None.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class VideoDataset(Dataset[Sample]):
         seed: int = 0,
         flip_probability: float = 0.0,
         mirrored: Mapping[str, str] | None = None,
+        label_separator: str | None = None,
     ) -> None:
         self.records = records
         self.reader = reader
@@ -60,7 +65,12 @@ class VideoDataset(Dataset[Sample]):
         self.seed = seed
         self.flip_probability = flip_probability
         numbers = {name: number for number, name in enumerate(class_names)}
-        self.labels = [numbers.get(record.label or "", -1) for record in records]
+        self.num_classes = len(class_names)
+        self.labels: list[int] | list[tuple[int, ...] | None]
+        if label_separator is None:
+            self.labels = [numbers.get(record.label or "", -1) for record in records]
+        else:
+            self.labels = [_classes(record.label, label_separator, numbers) for record in records]
         self.mirrored_labels = {numbers[a]: numbers[b] for a, b in (mirrored or {}).items()}
 
     def __len__(self) -> int:
@@ -74,10 +84,11 @@ class VideoDataset(Dataset[Sample]):
 
         Returns:
             `index`, `label` (-1 where unknown) and `clip`, uint8 (V, 3, T, H, W) of V views, crops of one clip
-            together. For a video that cannot be read, `failure` in place of `clip`.
+            together. For a video that cannot be read, `failure` in place of `clip`. With a separator `label` has for
+            every class 1 or 0, or -1.
         """
         epoch, index = item if isinstance(item, tuple) else (0, item)
-        label = self.labels[index]
+        label = self._label(index, {})
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
             try:
@@ -85,8 +96,17 @@ class VideoDataset(Dataset[Sample]):
             except VideoReadError as failure:
                 return {"index": index, "label": label, "failure": failure}
             if torch.rand(()) < self.flip_probability:
-                clip, label = clip.flip(-1), self.mirrored_labels.get(label, label)
+                clip, label = clip.flip(-1), self._label(index, self.mirrored_labels)
         return {"index": index, "label": label, "clip": clip}
+
+    def _label(self, index: int, renamed: Mapping[int, int]) -> int | list[int]:
+        label = self.labels[index]
+        if isinstance(label, int):
+            return renamed.get(label, label)
+        if label is None:
+            return [-1] * self.num_classes
+        there = {renamed.get(number, number) for number in label}
+        return [int(number in there) for number in range(self.num_classes)]
 
     def _clip(self, record: VideoRecord) -> Tensor:
         with self.reader.open(record.path) as video:
@@ -108,6 +128,12 @@ def _piece(record: VideoRecord, video: Video) -> tuple[int, int]:
         seconds = video.num_frames / video.fps
         raise VideoReadError(record.path, f"start_seconds={record.start_seconds:g} is past its end at {seconds:.2f} s")
     return first, max(last, first + 1)
+
+
+def _classes(label: str | None, separator: str, numbers: Mapping[str, int]) -> tuple[int, ...] | None:
+    """Return the numbers of the classes that a label names, or None if it is unknown or one of them is."""
+    names = None if label is None else split_label(label, separator)
+    return None if names is None or not numbers.keys() >= set(names) else tuple(numbers[name] for name in names)
 
 
 def _mix(*numbers: int) -> int:
