@@ -138,8 +138,8 @@ def average_precisions(videos: ScoredVideos, count_failed: CountFailed = "wrong"
 
     Args:
         videos: The videos; at least one could be read, and at least one that counts has a class.
-        count_failed: Whether the classes of videos that could not be read count as never found, at no threshold, so that
-            the average precision of a class falls by the share of such videos; or whether the videos are left out.
+        count_failed: Whether the classes of videos that could not be read count as never found, so that the average
+            precision of a class falls by the share of such videos; or whether the videos are left out.
 
     Returns:
         `map`, the mean over the classes that occur of the average precision: the precision at the score of every video
@@ -155,7 +155,7 @@ def average_precisions(videos: ScoredVideos, count_failed: CountFailed = "wrong"
         # In float64, so that sure scores stay different as probabilities; on the CPU, as not every device has float64.
         probability = scores[:, number].cpu().double().sigmoid()
         precision[number] = binary_average_precision(probability, label[:, number].cpu())
-    predicted = scores >= 0
+    predicted = scores.sigmoid() >= 0.5
     return {
         "map": (precision * found / size)[size > 0].mean(),
         "micro_f1": 2 * label[predicted].sum() / (size.sum() + predicted.sum()),
