@@ -288,7 +288,7 @@ def test_checkpoints_of_the_other_kind_are_refused() -> None:
     several.on_load_checkpoint(checkpoints[1])
     with pytest.raises(InputError, match="gives a video one class; set label_separator to null"):
         several.on_load_checkpoint(checkpoints[0])
-    with pytest.raises(InputError, match="gives a video several classes; set label_separator"):
+    with pytest.raises(InputError, match="gives a video several; set label_separator"):
         one.on_load_checkpoint(checkpoints[1])
 
 
@@ -410,7 +410,7 @@ def test_going_on_and_forgetting_the_separator(
     assert main(["fit", "--ckpt_path=last", "--trainer.max_epochs=15"]) == 0
     assert "(val/map " in capsys.readouterr().out
     assert main(["predict", f"--ckpt_path={checkpoint}", "--data.label_separator=null", *TINY_RUN[1:]]) == 1
-    assert "a model that gives a video several classes; set label_separator" in capsys.readouterr().err
+    assert "a model that gives a video several; set label_separator" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_the_users_own(workplace: Path, colours: Path) -> None:

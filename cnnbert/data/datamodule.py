@@ -73,7 +73,8 @@ class VideoDataModule(LightningDataModule):
             and centre, mirrored too).
         average: What is averaged over the views of a video in place of the protocol's.
         count_failed: What a validation or test video that cannot be read is in the accuracies of videos: `wrong`, or
-            `left_out`. It has no clips, so that the loss and the accuracy of clips leave it out either way.
+            `left_out`. It has no clips, so that the loss and the accuracy of clips leave it out either way. In the mean
+            average precision of videos of several classes, `wrong` means that its classes are never found.
         balanced_sampling: Whether training takes each class equally often, in epochs as long as without: of a large
             class some videos an epoch, others in the next, and those of a small class several times.
         max_failed_share: Share of the training videos that may turn out to be unreadable, in [0, 1]. They are left out

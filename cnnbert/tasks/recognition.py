@@ -307,17 +307,14 @@ class ActionRecognition(LightningModule):
         known = isinstance(data, VideoDataModule)
         videos = self.scores.compute()
         count_failed: CountFailed = data.count_failed if known else "wrong"
-        if self.multi_label:
-            counted = videos.was_read | (count_failed == "wrong")
-            has_class = bool((videos.label[counted] == 1).any())
-        else:
-            has_class = True
+        counted = videos.was_read | (count_failed == "wrong")
+        has_class = not self.multi_label or bool((videos.label[counted] == 1).any())
         if not (videos.was_read.any() and has_class):
             if self.trainer.sanity_checking:  # of a few videos only
                 return
-            if videos.was_read.any():
-                raise InputError("there is nothing to judge by: no video has any class")
-            raise InputError(f"there is nothing to judge by: {data.failed_videos(stage) if known else 'no video read'}")
+            failed = data.failed_videos(stage) if known else "no video read"
+            why = "no video has any class" if videos.was_read.any() else failed
+            raise InputError(f"there is nothing to judge by: {why}")
         values = (average_precisions if self.multi_label else accuracies)(videos, count_failed)
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in ("loss", self.main_metric), sync_dist=True)
@@ -371,14 +368,8 @@ class ActionRecognition(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, naming what differs."""
         if checkpoint.get("hyper_parameters", {}).get("multi_label", False) != self.multi_label:
-            raise InputError(
-                "the checkpoint is of a model that gives a video "
-                + (
-                    "one class; set label_separator to null"
-                    if self.multi_label
-                    else "several classes; set label_separator"
-                )
-            )
+            kind = "one class; set label_separator to null" if self.multi_label else "several; set label_separator"
+            raise InputError(f"the checkpoint is of a model that gives a video {kind}")
         theirs, ours = checkpoint["state_dict"], self.state_dict()
         resizable = {f"head.{name}" for name in self.head.resizable}
         missing = [name for name in ours if name not in theirs]
