@@ -81,8 +81,8 @@ def datamodule(source: VideoSource, separator: str | None = "|", **arguments: An
     return VideoDataModule(source, label_separator=separator, **{**sizes, **arguments})
 
 
-def dataset(*labels: str | None, reader: VideoReader | None = None, **arguments: Any) -> VideoDataset:
-    records = [VideoRecord("a", label) for label in labels]
+def dataset(*labels: str | None, path: str = "a", reader: VideoReader | None = None, **arguments: Any) -> VideoDataset:
+    records = [VideoRecord(path, label) for label in labels]
     reader, transform = reader or Unreadable(), EvalTransform(32, 32)
     return VideoDataset(records, NAMES, reader, CenterClip(8), transform, label_separator="|", **arguments)
 
@@ -98,8 +98,7 @@ def test_samples_say_which_classes_are_there() -> None:
 def test_mirroring_renames_every_label(label: str, expected: list[int], tmp_path: Path) -> None:
     path = str(write_video(tmp_path / "a.mp4", (200, 30, 30)))
     mirrored = {"blue": "red", "red": "blue"}
-    data = dataset(label, reader=PyAVReader(), flip_probability=1.0, mirrored=mirrored)
-    data.records = [VideoRecord(path, label)]
+    data = dataset(label, path=path, reader=PyAVReader(), flip_probability=1.0, mirrored=mirrored)
     assert data[0]["label"] == expected
     batch = collate([data[0], data[0]])
     assert (batch["label"].tolist(), batch["label"].dtype) == ([expected] * 2, torch.int64)
