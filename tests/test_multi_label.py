@@ -93,7 +93,8 @@ def test_samples_say_which_classes_are_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "expected"), [("blue", [0, 0, 1]), ("blue|red", [1, 0, 1]), ("green|red", [1, 1, 0]), ("|", [0, 0, 0])]
+    ("label", "expected"),
+    [("blue", [0, 0, 1]), ("blue|red", [1, 0, 1]), ("green|red", [1, 1, 0]), ("green", [0, 1, 0]), ("|", [0, 0, 0])],
 )
 def test_mirroring_renames_every_label(label: str, expected: list[int], tmp_path: Path) -> None:
     path = str(write_video(tmp_path / "a.mp4", (200, 30, 30)))
@@ -135,10 +136,12 @@ def test_a_csv_of_several_labels(tmp_path: Path) -> None:
     data = datamodule(CSVManifest(path))
     data.setup("fit")
     assert data.class_names == ["jump", "run", "sit"]
-    assert [data.datasets["train"].labels, data.datasets["val"].labels] == [[(1, 2), (0,)], [(), (0, 2)]]
+    assert data.datasets["train"].labels.tolist() == [[0, 1, 1], [1, 0, 0]]
+    assert data.datasets["val"].labels.tolist() == [[0, 0, 0], [1, 0, 1]]
     given = datamodule(CSVManifest(path, class_names=["sit", "run", "jump"]))
     given.setup("fit")
-    assert (given.class_names, given.datasets["train"].labels) == (["sit", "run", "jump"], [(1, 0), (2,)])
+    assert given.class_names == ["sit", "run", "jump"]
+    assert given.datasets["train"].labels.tolist() == [[1, 1, 0], [0, 0, 1]]
     with pytest.raises(InputError, match=r"the label 'run\|sit', which is not one of the classes jump, sit"):
         datamodule(CSVManifest(path, class_names=["jump", "sit"])).setup("fit")
 
@@ -165,7 +168,7 @@ def test_a_video_without_label_is_not_one_of_no_class(tmp_path: Path) -> None:
         datamodule(Listed("run|sit", None)).setup("fit")
     data = datamodule(CSVManifest(path))
     data.setup("predict")
-    assert data.datasets["predict"].labels == [(0, 1), None]
+    assert data.datasets["predict"].labels.tolist() == [[1, 1], [-1, -1]]
 
 
 def test_folders_of_several_labels(tmp_path: Path) -> None:
@@ -180,7 +183,7 @@ def test_folders_of_several_labels(tmp_path: Path) -> None:
         data.setup("test")
     shutil.rmtree(tmp_path / "test" / "fly|run")
     data.setup("test")
-    assert data.datasets["test"].labels == [(1, 0)]
+    assert data.datasets["test"].labels.tolist() == [[1, 1, 0]]
 
 
 def test_every_class_is_divided_in_the_same_shares() -> None:

@@ -6,19 +6,22 @@ from importlib import import_module
 from types import ModuleType
 
 MODULES = (
+    "cache",
     "datamodule",
     "dataset",
     "deadline",
     "generated",
     "listing",
+    "packets",
     "protocols",
+    "pyav_video",
     "readers",
     "records",
     "samplers",
     "sources",
     "splits",
-    "starts",
     "transforms",
+    "video",
 )
 
 

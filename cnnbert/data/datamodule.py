@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
@@ -77,6 +78,12 @@ class VideoDataModule(LightningDataModule):
             average precision of videos of several classes, `wrong` means that its classes are never found.
         balanced_sampling: Whether training takes each class equally often, in epochs as long as without: of a large
             class some videos an epoch, others in the next, and those of a small class several times.
+        clips_per_video: Clips that training takes of a video at once, decoding it once. A batch then holds
+            batch_size / clips_per_video videos, and an epoch as many times more clips.
+        cache: `ram` keeps the decoded frames of training and validation videos, resized but not cropped, in memory that
+            the reading processes share: a video is decoded in the first epoch alone, and then as a whole.
+        cache_gib: The most memory that `cache` may take, a device, in GiB; what finds no room is decoded every time. A
+            frame of 128x170 takes 65 kB, 4 s of video at 25 frames a second 6.5 MB.
         max_failed_share: Share of the training videos that may turn out to be unreadable, in [0, 1]. They are left out
             and named; the run stops when there are more. 0 stops it at the first.
         reader: Opens the files.
@@ -110,6 +117,9 @@ class VideoDataModule(LightningDataModule):
         average: Average | None = None,
         count_failed: CountFailed = "wrong",
         balanced_sampling: bool = False,
+        clips_per_video: int = 1,
+        cache: Literal["ram"] | None = None,
+        cache_gib: float = 8.0,
         max_failed_share: float = 0.05,
         reader: VideoReader | None = None,
         batch_size: int = 8,
@@ -120,9 +130,15 @@ class VideoDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         counts = {"clip_length": clip_length, "stride": stride, "frame_size": frame_size, "batch_size": batch_size}
-        for name, value in {**counts, "num_clips": num_clips}.items():
+        for name, value in {**counts, "num_clips": num_clips, "clips_per_video": clips_per_video}.items():
             if value is not None and value < 1:
                 raise InputError(f"{name}={value} must be at least 1")
+        if batch_size % clips_per_video:
+            raise InputError(f"batch_size={batch_size} must be a multiple of clips_per_video={clips_per_video}")
+        if cache not in (None, "ram"):
+            raise InputError(f"cache={cache!r} must be ram or null")
+        if cache == "ram" and not hasattr(os, "fork"):
+            raise InputError("cache=ram needs processes that share memory by forking, which this system lacks")
         if test_protocol not in PROTOCOLS:
             raise InputError(f"test_protocol={test_protocol!r} is not one of {', '.join(PROTOCOLS)}")
         if average not in (None, *get_args(Average)):
@@ -163,6 +179,8 @@ class VideoDataModule(LightningDataModule):
         )
         self.count_failed = count_failed
         self.balanced_sampling = balanced_sampling
+        self.clips_per_video = clips_per_video
+        self.cache_gib = cache_gib if cache == "ram" else 0.0
         self.max_failed_share = max_failed_share
         self.reader = DecordReader() if reader is None else reader
         self.batch_size = batch_size
@@ -211,15 +229,22 @@ class VideoDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """List the videos of a stage and check their labels."""
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
+        records = {split: self._records(split) for split in splits}
+        num_videos = sum(map(len, records.values()))
         for split in splits:
-            listed = "test" if split == "val" and self.validate_on_test else split
-            records = self.source.records(listed)
-            if split == "train" and self.validate_on_test:
-                records = records + self.source.records("val")
-            if split != "predict":
-                self._check(listed, records)
-            self.datasets[split] = self._dataset(split, records)
+            cache_gib = self.cache_gib * len(records[split]) / num_videos if stage == "fit" else 0.0
+            self.datasets[split] = self._dataset(split, records[split], cache_gib)
             self.failures[split] = {}
+
+    def _records(self, split: str) -> list[VideoRecord]:
+        """Return a split's videos, their labels checked."""
+        listed = "test" if split == "val" and self.validate_on_test else split
+        records = self.source.records(listed)
+        if split == "train" and self.validate_on_test:
+            records = records + self.source.records("val")
+        if split != "predict":
+            self._check(listed, records)
+        return records
 
     def _check(self, split: str, records: list[VideoRecord]) -> None:
         if not records:
@@ -239,7 +264,7 @@ class VideoDataModule(LightningDataModule):
             absent = [name for name in self.class_names if name not in counts]
             raise InputError(f"no training video has the class {', '.join(absent)}; add some or drop the class")
 
-    def _dataset(self, split: str, records: list[VideoRecord]) -> VideoDataset:
+    def _dataset(self, split: str, records: list[VideoRecord], cache_gib: float) -> VideoDataset:
         sampler: ClipSampler
         if split == "train":
             mirrored = self.source.mirrored if self.mirrored is None else self.mirrored
@@ -250,7 +275,7 @@ class VideoDataModule(LightningDataModule):
                 records,
                 self.class_names,
                 self.reader,
-                RandomClip(self.clip_length, self.stride, self.skip_last_frame),
+                RandomClip(self.clip_length, self.stride, self.skip_last_frame, self.clips_per_video),
                 TrainTransform(
                     self.frame_size, self.resize, truncated_crops=self.truncated_crops, antialias=self.antialias
                 ),
@@ -258,6 +283,7 @@ class VideoDataModule(LightningDataModule):
                 flip_probability=self.flip_probability,
                 mirrored=mirrored,
                 label_separator=self.label_separator,
+                cache_gib=cache_gib,
             )
         protocol = self.views(split)
         if protocol.num_clips is None:
@@ -268,19 +294,25 @@ class VideoDataModule(LightningDataModule):
             sampler = UniformClips(self.clip_length, self.stride, protocol.num_clips)
         transform = EvalTransform(self.frame_size, self.resize, protocol.num_crops, self.antialias)
         return VideoDataset(
-            records, self.class_names, self.reader, sampler, transform, label_separator=self.label_separator
+            records,
+            self.class_names,
+            self.reader,
+            sampler,
+            transform,
+            label_separator=self.label_separator,
+            cache_gib=cache_gib,
         )
 
     @property
     def _seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> TimedLoader:
         """Return the loader of the training clips, in an order of its own every epoch."""
         rank, world_size = self._rank_and_world_size()
         kind = BalancedSampler if self.balanced_sampling else EpochSampler
         sampler = kind(self.datasets["train"], world_size, rank, shuffle=True, seed=self._seed)
-        return self._loader("train", sampler, self.batch_size)
+        return self._loader("train", sampler, self.batch_size // self.clips_per_video)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the validation clips, in the source's order."""
@@ -306,9 +338,9 @@ class VideoDataModule(LightningDataModule):
         sampler: DistributedSampler[Any] = DistributedSampler(self.datasets[split], world_size, rank, shuffle=False)
         return self._loader(split, sampler, batch_size)
 
-    def _loader(self, split: str, sampler: DistributedSampler[Any], batch_size: int) -> DataLoader[Any]:
+    def _loader(self, split: str, sampler: DistributedSampler[Any], batch_size: int) -> TimedLoader:
         workers = self._default_workers() if self.num_workers is None else self.num_workers
-        return DataLoader(
+        return TimedLoader(
             self.datasets[split],
             batch_size=batch_size,
             sampler=sampler,
@@ -316,6 +348,7 @@ class VideoDataModule(LightningDataModule):
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
+            multiprocessing_context="fork" if workers and self.datasets[split].cache else None,
             generator=torch.Generator(),  # else each loader draws from the network's, more or less often by workers
         )
 
@@ -367,6 +400,27 @@ class VideoDataModule(LightningDataModule):
         return f"{told}: {', '.join(errors[:3])}{others}"
 
 
+class TimedLoader(DataLoader[Any]):
+    """A loader that knows how long it was waited for.
+
+    Attributes:
+        seconds_waited: Seconds that whoever iterates has waited for batches, in all.
+    """
+
+    seconds_waited = 0.0
+
+    def __iter__(self) -> Any:
+        """Iterate over the batches of an epoch."""
+        batches = super().__iter__()
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds_waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+
 class EpochSampler(DistributedSampler[Any]):
     """Gives (epoch, index) in place of the index, so that a sample's random draws can depend on its epoch."""
 
@@ -384,7 +438,7 @@ class BalancedSampler(EpochSampler):
 
     def __init__(self, dataset: VideoDataset, *arguments: Any, **options: Any) -> None:
         super().__init__(dataset, *arguments, **options)
-        labels = torch.tensor(dataset.labels)
+        labels = dataset.labels
         self.classes = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
         self.class_size = math.ceil(len(labels) / len(self.classes))
         self.num_repeats = max(math.ceil(self.class_size / len(videos)) for videos in self.classes)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
+
+import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +35,32 @@ def split_label(label: str, separator: str | None) -> list[str]:
         return [label]
     parts = (part.strip() for part in label.split(separator))
     return list(dict.fromkeys(part for part in parts if part))
+
+
+class RecordList(Sequence[VideoRecord]):
+    """Records packed into tensors, which reading processes share; of a list each would make its own copy.
+
+    Args:
+        records: The records.
+    """
+
+    def __init__(self, records: Sequence[VideoRecord]) -> None:
+        packed = [pickle.dumps(record, pickle.HIGHEST_PROTOCOL) for record in records]
+        self._bytes = torch.frombuffer(bytearray(b"".join(packed) or b" "), dtype=torch.uint8)
+        self._ends = torch.tensor([len(one) for one in packed], dtype=torch.int64).cumsum(0)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> VideoRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[VideoRecord]: ...
+
+    def __getitem__(self, index: int | slice) -> VideoRecord | list[VideoRecord]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        first = int(self._ends[place - 1]) if place else 0
+        return pickle.loads(self._bytes[first : int(self._ends[place])].numpy().tobytes())

@@ -197,15 +197,13 @@ class ActionRecognition(LightningModule):
             raise InputError(
                 "class_weights=balanced and balanced_sampling together would favour small classes twice; leave one out"
             )
-        sizes = torch.bincount(torch.tensor(data.datasets["train"].labels), minlength=len(self.class_names))
+        sizes = torch.bincount(data.datasets["train"].labels, minlength=len(self.class_names))
         return (sizes.sum() / (len(sizes) * sizes)).to(self.device)
 
     def _balanced_positives(self, data: Any) -> Tensor:
         """Return the number of training videos without each class over that of those with it, (K,)."""
         labels = data.datasets["train"].labels
-        sizes = torch.bincount(
-            torch.tensor([n for numbers in labels for n in numbers]), minlength=len(self.class_names)
-        )
+        sizes = labels.sum(0)
         everywhere = [self.class_names[number] for number in (sizes == len(labels)).nonzero()[:, 0].tolist()]
         if everywhere:
             raise InputError(
