@@ -159,7 +159,7 @@ def precision_by_hand(scores: list[float], truth: list[int]) -> float:
 
 def test_average_precision_by_hand() -> None:
     """Four videos; in the order of their scores, the three classes are at places 1 and 3, 2, and 1 and 2."""
-    logits = torch.tensor([[4.0, 3.0, 2.0], [3.0, 4.0, 1.0], [2.0, 1.0, -1.0], [-1.0, 2.0, -2.0]])
+    logits = torch.tensor([[4.0, 3.0, 2.0], [3.0, 4.0, 1.0], [2.0, 0.1, -1.0], [-1.0, 2.0, -2.0]])
     label = torch.tensor([[1, 1, 1], [0, 0, 1], [1, 0, 0], [0, 0, 0]])
     result = average_precisions(scored_labels(label, logits))
     assert result["map"].item() == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2 + 1) / 3)
