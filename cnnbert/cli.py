@@ -28,6 +28,7 @@ import cnnbert.heads  # noqa: F401  (makes the classes known by their short name
 from cnnbert.callbacks import BestCheckpoint, PredictionsFile, RunReport, SaveRunConfig
 from cnnbert.commands import COMMANDS, run_command
 from cnnbert.data.datamodule import VideoDataModule
+from cnnbert.data_wait import DataWait
 from cnnbert.errors import InputError, VideoReadError
 from cnnbert.machine import best_precision
 from cnnbert.runs import (
@@ -165,7 +166,7 @@ class RunCLI(LightningCLI):
         self.config = self.given_config  # what is saved can be run again, on another machine too
         callbacks = self._get(self.config_init, "trainer")["callbacks"] or []
         self.report = RunReport(self.folder)
-        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), self.report]
+        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), self.report, DataWait()]
         if self.subcommand == "fit":
             folder = self.folder / CHECKPOINTS
             if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
@@ -210,7 +211,7 @@ def overview() -> str:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, or 1 for what the user can put right.
+    """Run the command and return its exit status: 0, or 1 where the user has something to put right.
 
     Args:
         args: The words after `cnnbert`; those of the command line by default.
@@ -221,9 +222,10 @@ def main(args: list[str] | None = None) -> int:
         print(overview())
         return 0
     cli = None
+    status = 0
     try:
         if args and args[0] in COMMANDS:
-            run_command(args[0], args[1:])
+            status = run_command(args[0], args[1:])
         else:
             cli = RunCLI(args)
     except (InputError, VideoReadError) as error:
@@ -234,7 +236,7 @@ def main(args: list[str] | None = None) -> int:
             sys.modules["wandb"].finish()  # so that another run in this process gets a W&B run of its own
     if cli is not None and cli.report.table:
         print(f"\n{cli.report.table}", flush=True)
-    return 0
+    return status
 
 
 def _quiet() -> None:

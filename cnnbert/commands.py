@@ -7,34 +7,45 @@ from collections.abc import Callable
 
 from jsonargparse import ArgumentParser
 
+from cnnbert.bench import bench_data
+from cnnbert.check import check
 from cnnbert.folds import splits
 from cnnbert.ltm import import_checkpoint
 from cnnbert.summary import summary
 
-COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., int | None]] = {
+    "bench-data": bench_data,
+    "check": check,
     "import-checkpoint": import_checkpoint,
     "splits": splits,
     "summary": summary,
 }
-"""The functions by the names of their commands."""
+"""The functions by the names of their commands; what they return is the exit status, None for 0."""
 
 SETTINGS = ("--model", "--data", "--trainer", "--seed_everything")
 """Options that belong to a run's config: handed on as they are to a function that takes `settings`."""
 
 
-def run_command(name: str, args: list[str]) -> None:
-    """Run a command with its arguments, the words after its name; `--a-name` is `--a_name`."""
+def run_command(name: str, args: list[str]) -> int:
+    """Run a command with its arguments, the words after its name, and return its exit status; `--a-name` is `--a_name`.
+
+    The first parameter may be None by default and still be given without its name.
+    """
     function = COMMANDS[name]
     description = (inspect.getdoc(function) or "").partition("Args:")[0]
     parser = ArgumentParser(prog=f"cnnbert {name}", description=description)
-    takes_settings = "settings" in inspect.signature(function).parameters
+    parameters = inspect.signature(function).parameters
+    takes_settings = "settings" in parameters
     skipped: set[str | int] = {"settings"} if takes_settings else set()
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skipped)
     settings: list[str] = []
     if takes_settings:
         settings, args = _part_settings(args)
+    first = next(iter(parameters.values()))
+    if first.kind is first.POSITIONAL_OR_KEYWORD and first.default is None:
+        args = _name_free_word(args, f"--{first.name}")
     given = parser.parse_args([_underscored(word) for word in args])
-    function(**given, **({"settings": settings} if takes_settings else {}))
+    return function(**given, **({"settings": settings} if takes_settings else {})) or 0
 
 
 def _part_settings(args: list[str]) -> tuple[list[str], list[str]]:
@@ -49,6 +60,16 @@ def _part_settings(args: list[str]) -> tuple[list[str], list[str]]:
         else:
             settings.append(f"{word}={next(words, '')}")
     return settings, others
+
+
+def _name_free_word(args: list[str], name: str) -> list[str]:
+    """Return the words with a name before the first that is neither an option nor an option's value."""
+    is_free = True
+    for place, word in enumerate(args):
+        if is_free and not word.startswith("-"):
+            return [*args[:place], f"{name}={word}", *args[place + 1 :]]
+        is_free = not word.startswith("--") or "=" in word
+    return args
 
 
 def _underscored(word: str) -> str:

@@ -37,6 +37,29 @@ def build(config: str | Path, class_names: Sequence[str], overrides: Sequence[st
     return instantiate(config_settings(config, class_names, overrides)["model"]).eval()
 
 
+def build_data(config: str | Path | None = None, overrides: Sequence[str] = ()) -> VideoDataModule:
+    """Return the data module of a config, or without one that of settings alone; no video is listed yet.
+
+    Args:
+        config: A run's config: a path, or the name of a shipped one.
+        overrides: Settings that win over the config's, as on the command line: `data.batch_size=4`.
+
+    Raises:
+        InputError: There is no such config, or a setting that it does not know.
+    """
+    if config is not None:
+        settings = config_settings(config, [], overrides)["data"]
+    else:
+        parser = LightningArgumentParser(exit_on_error=False)
+        parser.add_lightning_class_args(VideoDataModule, "data")
+        try:
+            given = parser.parse_args([_found(_option(override)) for override in overrides])
+        except Exception as error:
+            raise InputError(str(error)) from error
+        settings = yaml.safe_load(parser.dump(given, skip_none=False))["data"]
+    return instantiate_module(VideoDataModule, settings)
+
+
 def config_settings(
     config: str | Path, class_names: Sequence[str], overrides: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
@@ -51,13 +74,17 @@ def config_settings(
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.link_arguments("data.clip_length", "model.clip_length")
     parser.link_arguments("data.label_separator", "model.multi_label", lambda separator: separator is not None)
-    given = [_found(override if override.startswith("--") else f"--{override}") for override in overrides]
+    given = [_found(_option(override)) for override in overrides]
     names = f"--model.class_names={yaml.safe_dump(list(class_names), default_flow_style=True)}"
     try:
         settings = parser.parse_args([f"--config={find_config(str(config))}", *given, names])
     except Exception as error:
         raise InputError(f"{config}: {error}") from error
     return yaml.safe_load(parser.dump(settings, skip_link_targets=False, skip_none=False))
+
+
+def _option(override: str) -> str:
+    return override if override.startswith("--") else f"--{override}"
 
 
 def _found(override: str) -> str:

@@ -11,6 +11,7 @@ MODULES = (
     "dataset",
     "deadline",
     "generated",
+    "inspection",
     "listing",
     "packets",
     "protocols",
