@@ -21,9 +21,9 @@ from cnnbert.data.dataset import Sample, VideoDataset
 from cnnbert.data.generated import GeneratedActions
 from cnnbert.data.protocols import PROTOCOLS, Average, CountFailed, Protocol
 from cnnbert.data.readers import DecordReader, VideoReader
-from cnnbert.data.records import VideoRecord
+from cnnbert.data.records import VideoRecord, split_label
 from cnnbert.data.samplers import CenterClip, ClipSampler, NonOverlappingClips, RandomClip, UniformClips
-from cnnbert.data.sources import VideoSource
+from cnnbert.data.sources import VideoSource, sorted_labels
 from cnnbert.data.transforms import EvalTransform, TrainTransform
 from cnnbert.errors import InputError, VideoReadError
 from cnnbert.machine import num_cores
@@ -74,7 +74,8 @@ class VideoDataModule(LightningDataModule):
             and centre, mirrored too).
         average: What is averaged over the views of a video in place of the protocol's.
         count_failed: What a validation or test video that cannot be read is in the accuracies of videos: `wrong`, or
-            `left_out`. It has no clips, so that the loss and the accuracy of clips leave it out either way.
+            `left_out`. It has no clips, so that the loss and the accuracy of clips leave it out either way. In the mean
+            average precision of videos of several classes, `wrong` means that its classes are never found.
         balanced_sampling: Whether training takes each class equally often, in epochs as long as without: of a large
             class some videos an epoch, others in the next, and those of a small class several times.
         clips_per_video: Clips that training takes of a video at once, decoding it once. A batch then holds
@@ -92,6 +93,8 @@ class VideoDataModule(LightningDataModule):
             where the network runs on the CPU too.
         class_names: The classes in the order of the model's outputs. By default the source's; a checkpoint brings
             its own, and the source's must be among them.
+        label_separator: What parts the classes in a label, such as | in run|jump, where a video may have several
+            classes or none; a video of no class has the separator alone as its label. By default a label is one class.
         seed: Seeds shuffling, sampling and augmentation; by default the run's (`seed_everything`).
     """
 
@@ -122,6 +125,7 @@ class VideoDataModule(LightningDataModule):
         batch_size: int = 8,
         num_workers: int | None = None,
         class_names: list[str] | None = None,
+        label_separator: str | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__()
@@ -144,11 +148,19 @@ class VideoDataModule(LightningDataModule):
         for name, share in {"flip_probability": flip_probability, "max_failed_share": max_failed_share}.items():
             if not 0 <= share <= 1:
                 raise InputError(f"{name}={share} must be in [0, 1]")
+        if label_separator == "":
+            raise InputError("label_separator='' must be at least one character, or null where a label is one class")
+        if label_separator is not None and balanced_sampling:
+            raise InputError(
+                "balanced_sampling does not go with label_separator, as a video may have large classes and small ones; "
+                "class_weights=balanced of the model weighs their videos instead"
+            )
         self.save_hyperparameters(logger=False)
         for name, part in {"source": source, "reader": reader}.items():
             if self.hparams.get(name) is part:  # built in Python: a checkpoint holds settings, no objects
                 self.hparams.pop(name, None)
         self.source = GeneratedActions() if source is None else source
+        self.source.label_separator = label_separator
         self.clip_length = clip_length
         self.stride = stride
         self.skip_last_frame = skip_last_frame
@@ -174,6 +186,7 @@ class VideoDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.given_class_names = class_names
+        self.label_separator = label_separator
         self.seed = seed
         self.datasets: dict[str, VideoDataset] = {}
         self.failures: dict[str, dict[int, VideoReadError]] = {}
@@ -182,6 +195,14 @@ class VideoDataModule(LightningDataModule):
     def class_names(self) -> list[str]:
         """The classes in the order of the model's outputs."""
         names = self.source.class_names if self.given_class_names is None else self.given_class_names
+        if self.label_separator is not None:
+            parts = list(dict.fromkeys(part for name in names for part in split_label(name, self.label_separator)))
+            if parts != names and self.given_class_names is not None:
+                raise InputError(
+                    f"label_separator={self.label_separator!r} would take names in class_names apart: "
+                    f"{', '.join(name for name in names if name not in parts)}; list the classes one by one"
+                )
+            names = names if parts == names else sorted_labels(parts, type(self.source).__name__)
         if len(names) < 2 or len(set(names)) < len(names):
             raise InputError(f"the classes must be at least two and all different; given: {', '.join(names)}")
         return names
@@ -228,12 +249,16 @@ class VideoDataModule(LightningDataModule):
     def _check(self, split: str, records: list[VideoRecord]) -> None:
         if not records:
             raise InputError(f"the source has no video in the split {split!r}; add some, or raise its fraction")
-        counts = Counter(record.label for record in records)
+        counts: Counter[str | None] = Counter()
+        for record in records:
+            counts.update([None] if record.label is None else split_label(record.label, self.label_separator))
         unknown = sorted(str(label) for label in counts if label not in self.class_names)
         if unknown:
+            is_none = None in counts and self.label_separator is not None
             raise InputError(
                 f"the {split} videos have labels that the model does not know: {', '.join(unknown)}; "
                 f"its classes are {', '.join(self.class_names)}"
+                + (f", and a video of no class has the label {self.label_separator}" if is_none else "")
             )
         if split == "train" and len(counts) < len(self.class_names):
             absent = [name for name in self.class_names if name not in counts]
@@ -257,6 +282,7 @@ class VideoDataModule(LightningDataModule):
                 seed=self._seed,
                 flip_probability=self.flip_probability,
                 mirrored=mirrored,
+                label_separator=self.label_separator,
                 cache_gib=cache_gib,
             )
         protocol = self.views(split)
@@ -267,7 +293,15 @@ class VideoDataModule(LightningDataModule):
         else:
             sampler = UniformClips(self.clip_length, self.stride, protocol.num_clips)
         transform = EvalTransform(self.frame_size, self.resize, protocol.num_crops, self.antialias)
-        return VideoDataset(records, self.class_names, self.reader, sampler, transform, cache_gib=cache_gib)
+        return VideoDataset(
+            records,
+            self.class_names,
+            self.reader,
+            sampler,
+            transform,
+            label_separator=self.label_separator,
+            cache_gib=cache_gib,
+        )
 
     @property
     def _seed(self) -> int:
@@ -432,7 +466,8 @@ def collate(samples: list[Sample]) -> Batch:
         samples: Samples of the same number of views.
 
     Returns:
-        clip uint8 (B, V, 3, T, H, W), with the channels innermost in memory; label and index int64 (B,).
+        clip uint8 (B, V, 3, T, H, W), with the channels innermost in memory; index int64 (B,); label int64 (B,), or
+        (B, K) where a video may have several classes.
     """
     read = [sample for sample in samples if "clip" in sample]
     clips = [sample["clip"].permute(0, 2, 3, 4, 1) for sample in read]  # (V, T, H, W, 3)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from cnnbert.data.cache import FrameCache
 from cnnbert.data.readers import VideoReader
-from cnnbert.data.records import RecordList, VideoRecord
+from cnnbert.data.records import RecordList, VideoRecord, split_label
 from cnnbert.data.samplers import ClipSampler
 from cnnbert.data.transforms import ClipTransform
 from cnnbert.data.video import Video
@@ -23,10 +23,10 @@ LARGEST_KEPT = 2**30
 
 
 class Sample(TypedDict, total=False):
-    """What the dataset gives for a record: its number, its class, and the clips or the reason why there are none."""
+    """What the dataset gives for a record: its number, its label, and the clips or the reason why there are none."""
 
     index: int
-    label: int
+    label: int | list[int]
     clip: Tensor
     failure: VideoReadError
 
@@ -46,8 +46,13 @@ class VideoDataset(Dataset[Sample]):
         seed: Seeds all that is drawn.
         flip_probability: How often a clip is mirrored, in [0, 1].
         mirrored: The class that a class turns into when mirrored, where it is another.
+        label_separator: What parts the classes in a label; None where a label is one class.
         cache_gib: The most memory that decoded and resized frames are kept in, for all processes together, in GiB;
             0 keeps none.
+
+    Attributes:
+        labels: The class of every record by number, int64 (N,), or with a separator 1 and 0 for every class, int8
+            (N, K); -1 where unknown.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class VideoDataset(Dataset[Sample]):
         seed: int = 0,
         flip_probability: float = 0.0,
         mirrored: Mapping[str, str] | None = None,
+        label_separator: str | None = None,
         cache_gib: float = 0.0,
     ) -> None:
         self.records = RecordList(records)
@@ -69,7 +75,7 @@ class VideoDataset(Dataset[Sample]):
         self.seed = seed
         self.flip_probability = flip_probability
         numbers = {name: number for number, name in enumerate(class_names)}
-        self.labels = torch.tensor([numbers.get(record.label or "", -1) for record in records], dtype=torch.int64)
+        self.labels = _labels(records, numbers, label_separator)
         self.mirrored_labels = {numbers[a]: numbers[b] for a, b in (mirrored or {}).items()}
         self.cache = FrameCache(len(records), cache_gib) if cache_gib else None
 
@@ -85,24 +91,33 @@ class VideoDataset(Dataset[Sample]):
         Returns:
             `index`, `label` (-1 where unknown) and `clip`, uint8 (V, 3, T, H, W) of V views, crops of one clip
             together, with the channels innermost in memory. For a video that cannot be read, `failure` in place of
-            `clip`.
+            `clip`. With a separator `label` has for every class 1 or 0, or -1.
         """
         epoch, index = item if isinstance(item, tuple) else (0, item)
-        label = int(self.labels[index])
+        label: int | list[int] = self.labels[index].tolist()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
             try:
                 views = [crops.permute(0, 1, 3, 4, 2) for crops in self._crops(index)]  # (N, T, H', W', 3)
             except VideoReadError as failure:
                 return {"index": index, "label": label, "failure": failure}
-            if label in self.mirrored_labels:  # all clips of a sample have one label
+            mirrored = self._mirrored(label)
+            if mirrored != label:  # all clips of a sample have one label
                 is_flipped = (torch.rand(1) < self.flip_probability).expand(len(views))
-                label = self.mirrored_labels[label] if is_flipped[0] else label
+                label = mirrored if is_flipped[0] else label
             else:
                 is_flipped = torch.rand(len(views)) < self.flip_probability
             views = [view.flip(-2) if flip else view for view, flip in zip(views, is_flipped, strict=True)]
         clip = torch.cat(views) if len(views) > 1 else views[0].contiguous()  # (V, T, H', W', 3)
         return {"index": index, "label": label, "clip": clip.permute(0, 4, 1, 2, 3)}
+
+    def _mirrored(self, label: int | list[int]) -> int | list[int]:
+        if isinstance(label, int):
+            return self.mirrored_labels.get(label, label)
+        if -1 in label or not self.mirrored_labels:
+            return label
+        there = {self.mirrored_labels.get(number, number) for number, is_there in enumerate(label) if is_there}
+        return [int(number in there) for number in range(len(label))]
 
     def _crops(self, index: int) -> list[Tensor]:
         """Return the crops, (N, T, 3, H', W'), of each clip of a video."""
@@ -158,6 +173,19 @@ def _piece(record: VideoRecord, video: Video) -> tuple[int, int]:
         seconds = video.num_frames / video.fps
         raise VideoReadError(record.path, f"start_seconds={record.start_seconds:g} is past its end at {seconds:.2f} s")
     return first, max(last, first + 1)
+
+
+def _labels(records: Sequence[VideoRecord], numbers: Mapping[str, int], separator: str | None) -> Tensor:
+    if separator is None:
+        return torch.tensor([numbers.get(record.label or "", -1) for record in records], dtype=torch.int64)
+    labels = torch.full((len(records), len(numbers)), -1, dtype=torch.int8)
+    for row, record in zip(labels, records, strict=True):
+        names = None if record.label is None else split_label(record.label, separator)
+        if names is not None and numbers.keys() >= set(names):
+            row.zero_()
+            for name in names:
+                row[numbers[name]] = 1
+    return labels
 
 
 def _mix(*numbers: int) -> int:

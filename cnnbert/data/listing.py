@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
-from cnnbert.data.records import VideoRecord
+from cnnbert.data.records import VideoRecord, split_label
 from cnnbert.data.splits import SPLITS, split_records
 from cnnbert.errors import InputError
 
@@ -32,6 +32,7 @@ class Listing:
         test_fraction: Share of the videos for testing where no row has any split.
         split_seed: Chooses among equally good divisions.
         found: The paths that are there; by default each is looked for.
+        label_separator: What parts the classes in a label; None where a label is one class.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Listing:
         test_fraction: float = 0.0,
         split_seed: int = 0,
         found: Collection[str] | None = None,
+        label_separator: str | None = None,
     ) -> None:
         self.rows = rows
         self.listed_in = listed_in
@@ -53,6 +55,7 @@ class Listing:
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self.found = found
+        self.label_separator = label_separator
 
     @cached_property
     def there(self) -> Sequence[tuple[str | None, VideoRecord]]:
@@ -67,8 +70,8 @@ class Listing:
             )
         if len(there) < len(self.rows) and _first_process():
             first = next(record.path for _, record in self.rows if not self._is_there(record))
-            labels = {record.label for _, record in self.rows}
-            lost = labels - {record.label for _, record in there}
+            labels = self._classes(self.rows)
+            lost = labels - self._classes(there)
             logger.warning(
                 "skipped %d of the %d videos listed in %s, which are not there, the first of them %s%s",
                 len(self.rows) - len(there),
@@ -83,8 +86,12 @@ class Listing:
         """Return those of the classes that the rows in use have, in the order given; under `error` all."""
         if self.missing == "error":
             return list(names)
-        labels = {record.label for _, record in self.there}
-        return [name for name in names if name in labels]
+        there = self._classes(self.there)
+        return [name for name in names if there.issuperset(split_label(name, self.label_separator))]
+
+    def _classes(self, rows: Sequence[tuple[str | None, VideoRecord]]) -> set[str]:
+        labels = {record.label for _, record in rows if record.label is not None}
+        return {name for label in labels for name in split_label(label, self.label_separator)}
 
     def records(self, split: str) -> list[VideoRecord]:
         """Return the videos of a split in the order of the rows; `predict` has them all.
@@ -113,7 +120,7 @@ class Listing:
 
     def _divided(self, records: Sequence[VideoRecord], test_fraction: float) -> dict[str, list[VideoRecord]]:
         shares = {"train": 1 - self.val_fraction - test_fraction, "val": self.val_fraction, "test": test_fraction}
-        return split_records(records, shares, self.split_seed)
+        return split_records(records, shares, self.split_seed, self.label_separator)
 
     def _checked(self, records: list[VideoRecord]) -> list[VideoRecord]:
         absent = [] if self.missing == "skip" else [r.path for r in records if not self._is_there(r)]

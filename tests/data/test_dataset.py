@@ -214,7 +214,7 @@ def test_several_clips_of_a_video_are_drawn_and_mirrored_one_by_one(barcodes: st
     sampler = RandomClip(8, 2, num_clips=3)
     transform = TrainTransform(64, None, scales=(1,))
     videos = dataset(
-        VideoRecord(barcodes, "up"), sampler=sampler, transform=transform, flip_probability=0.5, mirrored={"up": "up"}
+        VideoRecord(barcodes, "up"), sampler=sampler, transform=transform, flip_probability=0.5, mirrored={"up": "left"}
     )
     plain = dataset(VideoRecord(barcodes, "up"), sampler=sampler, transform=transform, flip_probability=0.5)
     starts, together, apart = set(), set(), set()
