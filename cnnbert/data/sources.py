@@ -146,7 +146,8 @@ class CSVManifest(VideoSource):
         test_fraction: Share of the videos for testing where the file has no split column, in [0, 1).
         split_seed: Chooses among equally good divisions.
         fold: Takes the division of the column with this number, `split1` for 1, in place of `split`.
-        missing: What happens where videos are not there: an `error`, or `skip` leaves them out and says so.
+        missing: What happens where videos are not there: an `error`, or `skip` leaves them out and says so. Classes
+            that then have no training video drop out, with their other videos.
     """
 
     COLUMNS = ("path", "label", "split", "start_seconds", "end_seconds", "group")
@@ -179,11 +180,11 @@ class CSVManifest(VideoSource):
     def class_names(self) -> list[str]:
         """The classes given, or the labels of the file, sorted (by value where they are numbers)."""
         if self.given_class_names is not None:
-            return list(self.given_class_names)
+            return self._listing.classes_used(self.given_class_names)
         labels = {record.label for _, record in self._rows if record.label is not None}
         if not labels:
             raise InputError(f"{self.path} names no label; fill its label column")
-        return self._listing.classes_there(_sorted_labels(labels, str(self.path)))
+        return self._listing.classes_used(sorted_labels(labels, str(self.path)))
 
     def records(self, split: str) -> list[VideoRecord]:
         """Return the videos of a split, in the file's order."""
@@ -279,7 +280,7 @@ class CSVManifest(VideoSource):
 
     def _check_labels(self) -> None:
         known = set(self.class_names)
-        for _, record in self._listing.there:
+        for _, record in self._listing.used:
             if record.label is None:
                 raise InputError(f"{self.path} gives no label for {record.path}; only predict can do without")
             if record.label not in known:
@@ -289,7 +290,7 @@ class CSVManifest(VideoSource):
                 )
 
 
-def _sorted_labels(labels: Collection[str], listed_in: str) -> list[str]:
+def sorted_labels(labels: Collection[str], listed_in: str) -> list[str]:
     """Return labels in the order of classes: sorted, by value if they are numbers, which must be 0 to K-1."""
     if not all(label.isdecimal() for label in labels):
         return sorted(labels)
