@@ -6,11 +6,14 @@ from importlib import import_module
 from types import ModuleType
 
 MODULES = (
+    "benchmarks",
     "datamodule",
     "dataset",
     "deadline",
+    "exclusion",
     "generated",
     "listing",
+    "lists",
     "protocols",
     "readers",
     "records",
