@@ -55,7 +55,7 @@ class UCF101(VideoSource):
 
     @cached_property
     def class_names(self) -> list[str]:
-        """The 101 classes in the order of `classInd.txt`, which is alphabetical."""
+        """The 101 classes in the order of `classInd.txt`, which is alphabetical whatever the case."""
         return self._listing.classes_used(self._every_class)
 
     def records(self, split: str) -> list[VideoRecord]:
