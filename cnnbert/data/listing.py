@@ -114,9 +114,9 @@ class Listing:
             return self._checked([record for _, record in self.there])
         if split not in SPLITS:
             raise InputError(f"split={split!r} is not one of {', '.join(SPLITS)}, predict")
-        listed = {name for name, _ in self.rows}
+        listed = self._listed_splits
         if listed == {None}:
-            return self._checked(self._divided([record for _, record in self.used], self.test_fraction)[split])
+            return self._checked(self._division[split])
         chosen = [record for name, record in self.used if name == split]
         if split in listed and not chosen:
             raise InputError(
@@ -124,11 +124,20 @@ class Listing:
                 f"training videos of their classes, are not there; {self.remedy}"
             )
         if split in ("train", "val") and "val" not in listed:
-            chosen = self._divided([record for name, record in self.used if name == "train"], 0.0)[split]
+            chosen = self._division[split]
         return self._checked(chosen)
 
-    def _divided(self, records: Sequence[VideoRecord], test_fraction: float) -> dict[str, list[VideoRecord]]:
+    @cached_property
+    def _listed_splits(self) -> set[str | None]:
+        return {split for split, _ in self.rows}
+
+    @cached_property
+    def _division(self) -> dict[str, list[VideoRecord]]:
+        """All videos if they have no splits, else the training videos, divided."""
+        divides_all = self._listed_splits == {None}
+        test_fraction = self.test_fraction if divides_all else 0.0
         shares = {"train": 1 - self.val_fraction - test_fraction, "val": self.val_fraction, "test": test_fraction}
+        records = [record for split, record in self.used if divides_all or split == "train"]
         return split_records(records, shares, self.split_seed)
 
     def _checked(self, records: list[VideoRecord]) -> list[VideoRecord]:
