@@ -30,6 +30,8 @@ METRICS = {
     "top5": "video top-5",
     "mean_class_accuracy": "mean class accuracy",
     "clip_top1": "clip top-1",
+    "map": "mAP",
+    "micro_f1": "micro F1 at 0.5",
     "loss": "loss",
 }
 """Names of the metrics in the table at a run's end."""
@@ -53,16 +55,17 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the checkpoint of the highest `val/top1`, of equal ones the last, as LTM does.
+    """Keeps the checkpoint of the highest accuracy, of equal ones the last, as LTM does.
 
     On small validation sets many epochs are equal, and the first of them has been trained the least.
 
     Args:
         folder: Where `best.ckpt` goes.
+        metric: The accuracy, as it is logged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "best", monitor="val/top1", mode="max", enable_version_counter=False)
+    def __init__(self, folder: Path, metric: str = "val/top1") -> None:
+        super().__init__(folder, "best", monitor=metric, mode="max", enable_version_counter=False)
 
     def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
         """Return whether a checkpoint with this value is to be kept."""
@@ -111,6 +114,8 @@ class PredictionsFile(Callback):
     Columns: path, start_seconds, end_seconds, label (empty where unknown), prediction, and `score:CLASS` for every
     class, its probability in [0, 1], averaged over the video's views as the protocol says; and error, which is why a
     video could not be read. Such a video has an error and neither prediction nor scores; all others have no error.
+    Where a video may have several classes, the prediction is those of a probability of at least 0.5, with the data's
+    separator between; there may be none.
 
     Args:
         folder: Where the file goes.
@@ -135,7 +140,7 @@ class PredictionsFile(Callback):
         if not trainer.is_global_zero:
             return
         records = data.datasets[split].records
-        scores = torch.softmax(videos.video_logits, dim=1).tolist()
+        scores = task.probabilities(videos.video_logits).tolist()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
         with part.open("w", newline="", encoding="utf-8") as file:
@@ -148,8 +153,13 @@ class PredictionsFile(Callback):
                 end = "" if record.end_seconds is None else record.end_seconds
                 facts = [record.path, record.start_seconds, end, record.label or ""]
                 if was_read:
-                    best = names[max(range(len(row)), key=row.__getitem__)]
-                    writer.writerow([*facts, best, *(f"{score:.6g}" for score in row), ""])
+                    if data.label_separator is None:
+                        predicted = names[max(range(len(row)), key=row.__getitem__)]
+                    else:
+                        predicted = data.label_separator.join(
+                            name for name, score in zip(names, row, strict=True) if score >= 0.5
+                        )
+                    writer.writerow([*facts, predicted, *(f"{score:.6g}" for score in row), ""])
                 else:
                     writer.writerow([*facts, "", *("" for _ in row), failures[index].why])
         os.replace(part, self.path)
@@ -224,7 +234,10 @@ class RunReport(Callback):
     def _failures(self, data: VideoDataModule, stage: str) -> list[str]:
         lines = []
         if self.num_failed:
-            counted = {"wrong": "counted as wrong, left out of clip top-1 and loss", "left_out": "left out"}
+            wrong = "counted as wrong, left out of clip top-1 and loss"
+            if data.label_separator is not None:
+                wrong = "their classes counted as never found, left out of loss"
+            counted = {"wrong": wrong, "left_out": "left out"}
             told = "named in the predictions" if stage == "predict" else counted[data.count_failed]
             lines.append(f"  {self.num_failed} of {self.num_videos} videos could not be read: {told}")
         if stage == "fit" and data.failures["train"]:

@@ -78,9 +78,10 @@ class RunCLI(LightningCLI):
         return {name: skip | {"verbose", "return_predictions"} for name, skip in commands.items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let the data tell the model its classes and its clip length."""
+        """Let the data tell the model its classes, its clip length and whether a video may have several classes."""
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
         parser.link_arguments("data.clip_length", "model.clip_length")
+        parser.link_arguments("data.label_separator", "model.multi_label", lambda separator: separator is not None)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the options; those that a checkpoint brings come first, so that any other wins over them."""
@@ -172,7 +173,7 @@ class RunCLI(LightningCLI):
             callbacks.append(VideosFile(self.folder))
             if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
                 last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_exception=True)
-                callbacks += [BestCheckpoint(folder), last]
+                callbacks += [BestCheckpoint(folder, f"val/{self.model.main_metric}"), last]
         elif self.subcommand in ("test", "predict"):
             callbacks.append(PredictionsFile(self.folder))
         self.save_config_kwargs = {"folder": self.folder}

@@ -17,7 +17,7 @@ from cnnbert.errors import InputError
 from cnnbert.runs import new_run_folder
 from cnnbert.shipped import find_config
 
-COLUMNS = ("top1", "top5", "mean_class_accuracy", "clip_top1")
+COLUMNS = ("top1", "top5", "mean_class_accuracy", "clip_top1", "map", "micro_f1")
 ROOT = "--trainer.default_root_dir"
 
 

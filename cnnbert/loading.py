@@ -50,6 +50,7 @@ def config_settings(
     parser.add_lightning_class_args(VideoDataModule, "data")
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.link_arguments("data.clip_length", "model.clip_length")
+    parser.link_arguments("data.label_separator", "model.multi_label", lambda separator: separator is not None)
     given = [_found(override if override.startswith("--") else f"--{override}") for override in overrides]
     names = f"--model.class_names={yaml.safe_dump(list(class_names), default_flow_style=True)}"
     try:

@@ -74,4 +74,5 @@ def checkpoint_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
     for settings in (model, data):
         settings.pop("_instantiator", None)
     data["clip_length"] = model.pop("clip_length")
+    model.pop("multi_label", None)  # follows from the data's label_separator
     return {"model": model, "data": {**data, "class_names": class_names}}

@@ -7,6 +7,7 @@ from types import ModuleType
 
 MODULES = (
     "benchmarks",
+    "cache",
     "datamodule",
     "dataset",
     "deadline",
@@ -14,14 +15,16 @@ MODULES = (
     "generated",
     "listing",
     "lists",
+    "packets",
     "protocols",
+    "pyav_video",
     "readers",
     "records",
     "samplers",
     "sources",
     "splits",
-    "starts",
     "transforms",
+    "video",
 )
 
 

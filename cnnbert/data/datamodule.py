@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
@@ -22,9 +23,9 @@ from cnnbert.data.exclusion import Exclusion
 from cnnbert.data.generated import GeneratedActions
 from cnnbert.data.protocols import PROTOCOLS, Average, CountFailed, Protocol
 from cnnbert.data.readers import DecordReader, VideoReader
-from cnnbert.data.records import VideoRecord
+from cnnbert.data.records import VideoRecord, split_label
 from cnnbert.data.samplers import CenterClip, ClipSampler, NonOverlappingClips, RandomClip, UniformClips
-from cnnbert.data.sources import VideoSource
+from cnnbert.data.sources import VideoSource, sorted_labels
 from cnnbert.data.transforms import EvalTransform, TrainTransform
 from cnnbert.errors import InputError, VideoReadError
 from cnnbert.machine import num_cores
@@ -75,9 +76,16 @@ class VideoDataModule(LightningDataModule):
             and centre, mirrored too).
         average: What is averaged over the views of a video in place of the protocol's.
         count_failed: What a validation or test video that cannot be read is in the accuracies of videos: `wrong`, or
-            `left_out`. It has no clips, so that the loss and the accuracy of clips leave it out either way.
+            `left_out`. It has no clips, so that the loss and the accuracy of clips leave it out either way. In the mean
+            average precision of videos of several classes, `wrong` means that its classes are never found.
         balanced_sampling: Whether training takes each class equally often, in epochs as long as without: of a large
             class some videos an epoch, others in the next, and those of a small class several times.
+        clips_per_video: Clips that training takes of a video at once, decoding it once. A batch then holds
+            batch_size / clips_per_video videos, and an epoch as many times more clips.
+        cache: `ram` keeps the decoded frames of training and validation videos, resized but not cropped, in memory that
+            the reading processes share: a video is decoded in the first epoch alone, and then as a whole.
+        cache_gib: The most memory that `cache` may take, a device, in GiB; what finds no room is decoded every time. A
+            frame of 128x170 takes 65 kB, 4 s of video at 25 frames a second 6.5 MB.
         max_failed_share: Share of the training videos that may turn out to be unreadable, in [0, 1]. They are left out
             and named; the run stops when there are more. 0 stops it at the first.
         reader: Opens the files.
@@ -89,6 +97,8 @@ class VideoDataModule(LightningDataModule):
             its own, and the source's must be among them.
         exclude: A CSV file with columns `path` and `verdict`, as `cnnbert check` writes it: videos whose verdict is
             not `ok` are left out of training, validation and testing. The division of the videos stays as it is.
+        label_separator: What parts the classes in a label, such as | in run|jump, where a video may have several
+            classes or none; a video of no class has the separator alone as its label. By default a label is one class.
         seed: Seeds shuffling, sampling and augmentation; by default the run's (`seed_everything`).
     """
 
@@ -111,19 +121,29 @@ class VideoDataModule(LightningDataModule):
         average: Average | None = None,
         count_failed: CountFailed = "wrong",
         balanced_sampling: bool = False,
+        clips_per_video: int = 1,
+        cache: Literal["ram"] | None = None,
+        cache_gib: float = 8.0,
         max_failed_share: float = 0.05,
         reader: VideoReader | None = None,
         batch_size: int = 8,
         num_workers: int | None = None,
         class_names: list[str] | None = None,
         exclude: str | None = None,
+        label_separator: str | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__()
         counts = {"clip_length": clip_length, "stride": stride, "frame_size": frame_size, "batch_size": batch_size}
-        for name, value in {**counts, "num_clips": num_clips}.items():
+        for name, value in {**counts, "num_clips": num_clips, "clips_per_video": clips_per_video}.items():
             if value is not None and value < 1:
                 raise InputError(f"{name}={value} must be at least 1")
+        if batch_size % clips_per_video:
+            raise InputError(f"batch_size={batch_size} must be a multiple of clips_per_video={clips_per_video}")
+        if cache not in (None, "ram"):
+            raise InputError(f"cache={cache!r} must be ram or null")
+        if cache == "ram" and not hasattr(os, "fork"):
+            raise InputError("cache=ram needs processes that share memory by forking, which this system lacks")
         if test_protocol not in PROTOCOLS:
             raise InputError(f"test_protocol={test_protocol!r} is not one of {', '.join(PROTOCOLS)}")
         if average not in (None, *get_args(Average)):
@@ -133,11 +153,19 @@ class VideoDataModule(LightningDataModule):
         for name, share in {"flip_probability": flip_probability, "max_failed_share": max_failed_share}.items():
             if not 0 <= share <= 1:
                 raise InputError(f"{name}={share} must be in [0, 1]")
+        if label_separator == "":
+            raise InputError("label_separator='' must be at least one character, or null where a label is one class")
+        if label_separator is not None and balanced_sampling:
+            raise InputError(
+                "balanced_sampling does not go with label_separator, as a video may have large classes and small ones; "
+                "class_weights=balanced of the model weighs their videos instead"
+            )
         self.save_hyperparameters(logger=False)
         for name, part in {"source": source, "reader": reader}.items():
             if self.hparams.get(name) is part:  # built in Python: a checkpoint holds settings, no objects
                 self.hparams.pop(name, None)
         self.source = GeneratedActions() if source is None else source
+        self.source.label_separator = label_separator
         self.clip_length = clip_length
         self.stride = stride
         self.skip_last_frame = skip_last_frame
@@ -156,12 +184,15 @@ class VideoDataModule(LightningDataModule):
         )
         self.count_failed = count_failed
         self.balanced_sampling = balanced_sampling
+        self.clips_per_video = clips_per_video
+        self.cache_gib = cache_gib if cache == "ram" else 0.0
         self.max_failed_share = max_failed_share
         self.reader = DecordReader() if reader is None else reader
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.given_class_names = class_names
         self.exclusion = None if exclude is None else Exclusion(exclude)
+        self.label_separator = label_separator
         self.seed = seed
         self.datasets: dict[str, VideoDataset] = {}
         self.failures: dict[str, dict[int, VideoReadError]] = {}
@@ -170,6 +201,14 @@ class VideoDataModule(LightningDataModule):
     def class_names(self) -> list[str]:
         """The classes in the order of the model's outputs."""
         names = self.source.class_names if self.given_class_names is None else self.given_class_names
+        if self.label_separator is not None:
+            parts = list(dict.fromkeys(part for name in names for part in split_label(name, self.label_separator)))
+            if parts != names and self.given_class_names is not None:
+                raise InputError(
+                    f"label_separator={self.label_separator!r} would take names in class_names apart: "
+                    f"{', '.join(name for name in names if name not in parts)}; list the classes one by one"
+                )
+            names = names if parts == names else sorted_labels(parts, type(self.source).__name__)
         if len(names) < 2 or len(set(names)) < len(names):
             raise InputError(f"the classes must be at least two and all different; given: {', '.join(names)}")
         return names
@@ -196,14 +235,11 @@ class VideoDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """List the videos of a stage and check their labels."""
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
+        records = {split: self._records(split) for split in splits}
+        num_videos = sum(map(len, records.values()))
         for split in splits:
-            listed = "test" if split == "val" and self.validate_on_test else split
-            records = self.records(listed)
-            if split == "train" and self.validate_on_test:
-                records = records + self.records("val")
-            if split != "predict":
-                self._check(listed, records)
-            self.datasets[split] = self._dataset(split, records)
+            cache_gib = self.cache_gib * len(records[split]) / num_videos if stage == "fit" else 0.0
+            self.datasets[split] = self._dataset(split, records[split], cache_gib)
             self.failures[split] = {}
         if self.exclusion is not None and stage != "predict":
             counts = [f"{number} {split}" for split, number in self.exclusion.num_left_out.items()]
@@ -216,21 +252,35 @@ class VideoDataModule(LightningDataModule):
         records = self.source.records(split)
         return records if self.exclusion is None or split == "predict" else self.exclusion.kept(split, records)
 
+    def _records(self, split: str) -> list[VideoRecord]:
+        """Return a split's videos, their labels checked."""
+        listed = "test" if split == "val" and self.validate_on_test else split
+        records = self.records(listed)
+        if split == "train" and self.validate_on_test:
+            records = records + self.records("val")
+        if split != "predict":
+            self._check(listed, records)
+        return records
+
     def _check(self, split: str, records: list[VideoRecord]) -> None:
         if not records:
             raise InputError(f"the source has no video in the split {split!r}; add some, or raise its fraction")
-        counts = Counter(record.label for record in records)
+        counts: Counter[str | None] = Counter()
+        for record in records:
+            counts.update([None] if record.label is None else split_label(record.label, self.label_separator))
         unknown = sorted(str(label) for label in counts if label not in self.class_names)
         if unknown:
+            is_none = None in counts and self.label_separator is not None
             raise InputError(
                 f"the {split} videos have labels that the model does not know: {', '.join(unknown)}; "
                 f"its classes are {', '.join(self.class_names)}"
+                + (f", and a video of no class has the label {self.label_separator}" if is_none else "")
             )
         if split == "train" and len(counts) < len(self.class_names):
             absent = [name for name in self.class_names if name not in counts]
             raise InputError(f"no training video has the class {', '.join(absent)}; add some or drop the class")
 
-    def _dataset(self, split: str, records: list[VideoRecord]) -> VideoDataset:
+    def _dataset(self, split: str, records: list[VideoRecord], cache_gib: float) -> VideoDataset:
         sampler: ClipSampler
         if split == "train":
             mirrored = self.source.mirrored if self.mirrored is None else self.mirrored
@@ -241,13 +291,15 @@ class VideoDataModule(LightningDataModule):
                 records,
                 self.class_names,
                 self.reader,
-                RandomClip(self.clip_length, self.stride, self.skip_last_frame),
+                RandomClip(self.clip_length, self.stride, self.skip_last_frame, self.clips_per_video),
                 TrainTransform(
                     self.frame_size, self.resize, truncated_crops=self.truncated_crops, antialias=self.antialias
                 ),
                 seed=self._seed,
                 flip_probability=self.flip_probability,
                 mirrored=mirrored,
+                label_separator=self.label_separator,
+                cache_gib=cache_gib,
             )
         protocol = self.views(split)
         if protocol.num_clips is None:
@@ -257,18 +309,26 @@ class VideoDataModule(LightningDataModule):
         else:
             sampler = UniformClips(self.clip_length, self.stride, protocol.num_clips)
         transform = EvalTransform(self.frame_size, self.resize, protocol.num_crops, self.antialias)
-        return VideoDataset(records, self.class_names, self.reader, sampler, transform)
+        return VideoDataset(
+            records,
+            self.class_names,
+            self.reader,
+            sampler,
+            transform,
+            label_separator=self.label_separator,
+            cache_gib=cache_gib,
+        )
 
     @property
     def _seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> TimedLoader:
         """Return the loader of the training clips, in an order of its own every epoch."""
         rank, world_size = self._rank_and_world_size()
         kind = BalancedSampler if self.balanced_sampling else EpochSampler
         sampler = kind(self.datasets["train"], world_size, rank, shuffle=True, seed=self._seed)
-        return self._loader("train", sampler, self.batch_size)
+        return self._loader("train", sampler, self.batch_size // self.clips_per_video)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the validation clips, in the source's order."""
@@ -294,9 +354,9 @@ class VideoDataModule(LightningDataModule):
         sampler: DistributedSampler[Any] = DistributedSampler(self.datasets[split], world_size, rank, shuffle=False)
         return self._loader(split, sampler, batch_size)
 
-    def _loader(self, split: str, sampler: DistributedSampler[Any], batch_size: int) -> DataLoader[Any]:
+    def _loader(self, split: str, sampler: DistributedSampler[Any], batch_size: int) -> TimedLoader:
         workers = self._default_workers() if self.num_workers is None else self.num_workers
-        return DataLoader(
+        return TimedLoader(
             self.datasets[split],
             batch_size=batch_size,
             sampler=sampler,
@@ -304,6 +364,7 @@ class VideoDataModule(LightningDataModule):
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
+            multiprocessing_context="fork" if workers and self.datasets[split].cache else None,
             generator=torch.Generator(),  # else each loader draws from the network's, more or less often by workers
         )
 
@@ -355,6 +416,27 @@ class VideoDataModule(LightningDataModule):
         return f"{told}: {', '.join(errors[:3])}{others}"
 
 
+class TimedLoader(DataLoader[Any]):
+    """A loader that knows how long it was waited for.
+
+    Attributes:
+        seconds_waited: Seconds that whoever iterates has waited for batches, in all.
+    """
+
+    seconds_waited = 0.0
+
+    def __iter__(self) -> Any:
+        """Iterate over the batches of an epoch."""
+        batches = super().__iter__()
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.seconds_waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+
 class EpochSampler(DistributedSampler[Any]):
     """Gives (epoch, index) in place of the index, so that a sample's random draws can depend on its epoch."""
 
@@ -372,7 +454,7 @@ class BalancedSampler(EpochSampler):
 
     def __init__(self, dataset: VideoDataset, *arguments: Any, **options: Any) -> None:
         super().__init__(dataset, *arguments, **options)
-        labels = torch.tensor(dataset.labels)
+        labels = dataset.labels
         self.classes = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
         self.class_size = math.ceil(len(labels) / len(self.classes))
         self.num_repeats = max(math.ceil(self.class_size / len(videos)) for videos in self.classes)
@@ -394,7 +476,10 @@ class BalancedSampler(EpochSampler):
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stack samples into a batch: clip uint8 (B, V, 3, T, H, W), label and index int64 (B,); failures set apart."""
+    """Stack samples into a batch: clip uint8 (B, V, 3, T, H, W), label and index int64 (B,); failures set apart.
+
+    Where a video may have several classes, label is (B, K).
+    """
     read = [sample for sample in samples if "clip" in sample]
     return {
         "index": torch.tensor([sample["index"] for sample in read], dtype=torch.int64),

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cnnbert.data.readers import Video, VideoReader
-from cnnbert.data.records import VideoRecord
+from cnnbert.data.cache import FrameCache
+from cnnbert.data.readers import VideoReader
+from cnnbert.data.records import RecordList, VideoRecord, split_label
 from cnnbert.data.samplers import ClipSampler
+from cnnbert.data.transforms import ClipTransform
+from cnnbert.data.video import Video
 from cnnbert.errors import VideoReadError
+
+# A piece of video of more bytes than this is not decoded at once, and so not kept.
+LARGEST_KEPT = 2**30
 
 
 class Sample(TypedDict, total=False):
-    """What the dataset gives for a record: its number, its class, and the clips or the reason why there are none."""
+    """What the dataset gives for a record: its number, its label, and the clips or the reason why there are none."""
 
     index: int
-    label: int
+    label: int | list[int]
     clip: Tensor
     failure: VideoReadError
 
@@ -40,6 +46,13 @@ class VideoDataset(Dataset[Sample]):
         seed: Seeds all that is drawn.
         flip_probability: How often a clip is mirrored, in [0, 1].
         mirrored: The class that a class turns into when mirrored, where it is another.
+        label_separator: What parts the classes in a label; None where a label is one class.
+        cache_gib: The most memory that decoded and resized frames are kept in, for all processes together, in GiB;
+            0 keeps none.
+
+    Attributes:
+        labels: The class of every record by number, int64 (N,), or with a separator 1 and 0 for every class, int8
+            (N, K); -1 where unknown.
     """
 
     def __init__(
@@ -48,20 +61,23 @@ class VideoDataset(Dataset[Sample]):
         class_names: Sequence[str],
         reader: VideoReader,
         sampler: ClipSampler,
-        transform: Callable[[Tensor], Tensor],
+        transform: ClipTransform,
         seed: int = 0,
         flip_probability: float = 0.0,
         mirrored: Mapping[str, str] | None = None,
+        label_separator: str | None = None,
+        cache_gib: float = 0.0,
     ) -> None:
-        self.records = records
+        self.records = RecordList(records)
         self.reader = reader
         self.sampler = sampler
         self.transform = transform
         self.seed = seed
         self.flip_probability = flip_probability
         numbers = {name: number for number, name in enumerate(class_names)}
-        self.labels = [numbers.get(record.label or "", -1) for record in records]
+        self.labels = _labels(records, numbers, label_separator)
         self.mirrored_labels = {numbers[a]: numbers[b] for a, b in (mirrored or {}).items()}
+        self.cache = FrameCache(len(records), cache_gib) if cache_gib else None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -74,28 +90,75 @@ class VideoDataset(Dataset[Sample]):
 
         Returns:
             `index`, `label` (-1 where unknown) and `clip`, uint8 (V, 3, T, H, W) of V views, crops of one clip
-            together. For a video that cannot be read, `failure` in place of `clip`.
+            together. For a video that cannot be read, `failure` in place of `clip`. With a separator `label` has for
+            every class 1 or 0, or -1.
         """
         epoch, index = item if isinstance(item, tuple) else (0, item)
-        label = self.labels[index]
+        label: int | list[int] = self.labels[index].tolist()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
             try:
-                clip = self._clip(self.records[index])
+                clip = self._clip(index)
             except VideoReadError as failure:
                 return {"index": index, "label": label, "failure": failure}
-            if torch.rand(()) < self.flip_probability:
-                clip, label = clip.flip(-1), self.mirrored_labels.get(label, label)
+            mirrored = self._mirrored(label)
+            if mirrored != label:  # all clips of a sample have one label
+                if torch.rand(()) < self.flip_probability:
+                    clip, label = clip.flip(-1), mirrored
+            elif self.flip_probability:
+                is_flipped = torch.rand(len(clip)) < self.flip_probability
+                clip[is_flipped] = clip[is_flipped].flip(-1)
         return {"index": index, "label": label, "clip": clip}
 
-    def _clip(self, record: VideoRecord) -> Tensor:
+    def _mirrored(self, label: int | list[int]) -> int | list[int]:
+        if isinstance(label, int):
+            return self.mirrored_labels.get(label, label)
+        if -1 in label or not self.mirrored_labels:
+            return label
+        there = {self.mirrored_labels.get(number, number) for number, is_there in enumerate(label) if is_there}
+        return [int(number in there) for number in range(len(label))]
+
+    def _clip(self, index: int) -> Tensor:
+        record = self.records[index]
+        kept = None if self.cache is None else self.cache.get(index) or self._keep(index, record, self.cache)
+        if kept is not None:
+            resized, fps = kept
+            indices = self.sampler(len(resized), fps)  # (clips, T)
+            crops = [self.transform.crops(_select(resized, clip)) for clip in indices]
+        else:
+            with self.reader.open(record.path) as video:
+                first, last = _piece(record, video)
+                indices = self.sampler(last - first, video.fps)
+                wanted, places = indices.unique(return_inverse=True)
+                frames = video.frames(first + (indices[0] if len(indices) == 1 else wanted))  # (N, 3, H, W)
+            clips = (_select(frames, place) for place in places) if len(indices) > 1 else (frames,)
+            crops = [self.transform(clip) for clip in clips]
+        return torch.cat(crops).transpose(1, 2).contiguous()  # (V, 3, T, H', W')
+
+    def _keep(self, index: int, record: VideoRecord, cache: FrameCache) -> tuple[Tensor, float] | None:
+        """Decode a record's whole piece of video into the cache, if there is room, and return it."""
+        if cache.is_full:
+            return None
         with self.reader.open(record.path) as video:
             first, last = _piece(record, video)
-            indices = first + self.sampler(last - first, video.fps)  # (clips, T)
-            wanted, places = indices.unique(return_inverse=True)
-            frames = video.frames(wanted)  # (N, 3, H, W)
-        crops = torch.cat([self.transform(frames[place]) for place in places])  # (V, T, 3, H', W')
-        return crops.transpose(1, 2).contiguous()
+            frame = video.frames([first])
+            place = None
+            if frame.numel() * (last - first) <= LARGEST_KEPT:
+                place = cache.reserve(self.transform.resized(frame).numel() * (last - first))
+            if place is None:
+                return None
+            resized = self.transform.resized(video.frames(range(first, last)))
+            cache.put(index, place, resized, video.fps)
+        return cache.get(index)
+
+
+def _select(frames: Tensor, indices: Tensor) -> Tensor:
+    """Return frames, (N, ...), by number, (T,): a view where the numbers are evenly spaced."""
+    start, last, num = int(indices[0]), int(indices[-1]), len(indices)
+    step = (last - start) // max(num - 1, 1)
+    if step > 0 and torch.equal(indices, torch.arange(start, start + step * num, step)):
+        return frames[start : last + 1 : step]
+    return frames[indices]
 
 
 def _piece(record: VideoRecord, video: Video) -> tuple[int, int]:
@@ -108,6 +171,19 @@ def _piece(record: VideoRecord, video: Video) -> tuple[int, int]:
         seconds = video.num_frames / video.fps
         raise VideoReadError(record.path, f"start_seconds={record.start_seconds:g} is past its end at {seconds:.2f} s")
     return first, max(last, first + 1)
+
+
+def _labels(records: Sequence[VideoRecord], numbers: Mapping[str, int], separator: str | None) -> Tensor:
+    if separator is None:
+        return torch.tensor([numbers.get(record.label or "", -1) for record in records], dtype=torch.int64)
+    labels = torch.full((len(records), len(numbers)), -1, dtype=torch.int8)
+    for row, record in zip(labels, records, strict=True):
+        names = None if record.label is None else split_label(record.label, separator)
+        if names is not None and numbers.keys() >= set(names):
+            row.zero_()
+            for name in names:
+                row[numbers[name]] = 1
+    return labels
 
 
 def _mix(*numbers: int) -> int:

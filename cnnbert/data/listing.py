@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal, get_args
 
-from cnnbert.data.records import VideoRecord
+from cnnbert.data.records import VideoRecord, split_label
 from cnnbert.data.splits import SPLITS, split_records
 from cnnbert.errors import InputError
 
@@ -30,6 +30,7 @@ class Listing:
         val_fraction: Share of the videos for validation where no row has the split `val`.
         test_fraction: Share of the videos for testing where no row has any split.
         split_seed: Chooses among equally good divisions.
+        label_separator: What parts the classes in a label; None where a label is one class.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Listing:
         val_fraction: float,
         test_fraction: float = 0.0,
         split_seed: int = 0,
+        label_separator: str | None = None,
     ) -> None:
         self.rows = rows
         self.listed_in = listed_in
@@ -49,6 +51,7 @@ class Listing:
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.split_seed = split_seed
+        self.label_separator = label_separator
         self._folders: dict[str, frozenset[str]] = {}
 
     @cached_property
@@ -68,11 +71,11 @@ class Listing:
     @cached_property
     def used(self) -> Sequence[tuple[str | None, VideoRecord]]:
         """The rows to train, validate and test on: all, or under `skip` those there of classes that can be learned."""
-        training = {record.label for split, record in self.there if split == "train"}
+        training = self._classes([row for row in self.there if row[0] == "train"])
         if self.missing == "error" or not training:  # none: no row has a split, or only test videos are there
             used = self.there
         else:
-            used = [row for row in self.there if row[1].label in training]
+            used = [row for row in self.there if training.issuperset(self._classes([row]))]
         if len(self.there) < len(self.rows) and _first_process():
             logger.warning("%s", self._told_of_skipped(used))
         return used
@@ -84,8 +87,8 @@ class Listing:
             f"skipped {num_absent} of the {len(self.rows)} videos listed in {self.listed_in}, which are not there, "
             f"the first of them {', '.join(absent[:3])}"
         )
-        classes = {record.label for _, record in self.rows if record.label is not None}
-        lost = sorted(classes - {record.label for _, record in used})
+        classes = self._classes(self.rows)
+        lost = sorted(classes - self._classes(used))
         if lost:
             others = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
             told += f"; {len(lost)} of the {len(classes)} classes have none to train on and drop out: "
@@ -98,8 +101,12 @@ class Listing:
         """Return those of the classes that the rows in use have, in the order given; under `error` all."""
         if self.missing == "error":
             return list(names)
-        labels = {record.label for _, record in self.used}
-        return [name for name in names if name in labels]
+        used = self._classes(self.used)
+        return [name for name in names if used.issuperset(split_label(name, self.label_separator))]
+
+    def _classes(self, rows: Sequence[tuple[str | None, VideoRecord]]) -> set[str]:
+        labels = {record.label for _, record in rows if record.label is not None}
+        return {name for label in labels for name in split_label(label, self.label_separator)}
 
     def records(self, split: str) -> list[VideoRecord]:
         """Return the videos of a split in the order of the rows; `predict` has them all.
@@ -138,7 +145,7 @@ class Listing:
         test_fraction = self.test_fraction if divides_all else 0.0
         shares = {"train": 1 - self.val_fraction - test_fraction, "val": self.val_fraction, "test": test_fraction}
         records = [record for split, record in self.used if divides_all or split == "train"]
-        return split_records(records, shares, self.split_seed)
+        return split_records(records, shares, self.split_seed, self.label_separator)
 
     def _checked(self, records: list[VideoRecord]) -> list[VideoRecord]:
         absent = list(self._absent(records)) if self.missing == "error" else []

@@ -67,24 +67,30 @@ class ClipSampler(ABC):
 
 
 class RandomClip(ClipSampler):
-    """Takes one clip that starts anywhere with equal chance, as in training.
+    """Takes clips that start anywhere with equal chance, as in training.
 
     Args:
         clip_length: Frames of a clip (T).
         stride: Frames from one frame of a clip to the next, at most; 1 takes consecutive frames.
         skip_last_frame: Whether no clip reaches the last frame of a video that is longer than a clip, as in LTM
             (artest08/LateTemporalModeling3DCNN), which counts a frame too few when it draws the start.
+        num_clips: Clips of a video (V).
+
+    Raises:
+        InputError: A number is below 1.
     """
 
-    def __init__(self, clip_length: int, stride: int = 1, skip_last_frame: bool = False) -> None:
+    def __init__(self, clip_length: int, stride: int = 1, skip_last_frame: bool = False, num_clips: int = 1) -> None:
         super().__init__(clip_length, stride)
+        _check_num_clips(num_clips)
         self.skip_last_frame = skip_last_frame
+        self.num_clips = num_clips
 
     def starts(self, last_start: int, span: int) -> Tensor:
-        """Return one start, uniform in [0, last_start], drawn from torch's global generator."""
+        """Return `num_clips` starts, each uniform in [0, last_start], drawn from torch's global generator."""
         if self.skip_last_frame:
             last_start = max(last_start - 1, 0)
-        return torch.randint(last_start + 1, (1,))
+        return torch.randint(last_start + 1, (self.num_clips,))
 
 
 class CenterClip(ClipSampler):
@@ -114,8 +120,7 @@ class UniformClips(ClipSampler):
 
     def __init__(self, clip_length: int, stride: int = 1, num_clips: int = 10) -> None:
         super().__init__(clip_length, stride)
-        if num_clips < 1:
-            raise InputError(f"num_clips={num_clips} must be at least 1")
+        _check_num_clips(num_clips)
         self.num_clips = num_clips
 
     def starts(self, last_start: int, span: int) -> Tensor:
@@ -143,3 +148,8 @@ class NonOverlappingClips(ClipSampler):
             return torch.tensor([0])
         starts = torch.arange(1, last_start - 1, span)
         return starts + (last_start - 1 - starts[-1]) // 2
+
+
+def _check_num_clips(num_clips: int) -> None:
+    if num_clips < 1:
+        raise InputError(f"num_clips={num_clips} must be at least 1")

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cnnbert.data.listing import Listing, Missing, check_fractions, check_missing
-from cnnbert.data.records import VideoRecord
+from cnnbert.data.records import VideoRecord, split_label
 from cnnbert.data.splits import SPLITS, split_records
 from cnnbert.errors import InputError
 
@@ -22,7 +22,13 @@ NUMBERED_SPLIT = re.compile(r"split[1-9][0-9]*")
 
 
 class VideoSource(ABC):
-    """Lists the videos of a data set."""
+    """Lists the videos of a data set.
+
+    Attributes:
+        label_separator: What parts the classes in a label that may name several; the data module sets it to its own.
+    """
+
+    label_separator: str | None = None
 
     @property
     def mirrored(self) -> Mapping[str, str]:
@@ -36,7 +42,10 @@ class VideoSource(ABC):
     @property
     @abstractmethod
     def class_names(self) -> list[str]:
-        """The classes in the order of the model's outputs, known without opening a video."""
+        """The classes in the order of the model's outputs, known without opening a video.
+
+        Where a label may name several classes, the data module takes such labels apart here too.
+        """
 
     @abstractmethod
     def records(self, split: str) -> list[VideoRecord]:
@@ -81,13 +90,13 @@ class Folder(VideoSource):
             return self._every_video()
         if "train" not in folders:
             shares = _shares(self.val_fraction, self.test_fraction)
-            return split_records(self._labelled(self.root), shares, self.split_seed)[split]
+            return split_records(self._labelled(self.root), shares, self.split_seed, self.label_separator)[split]
         if split in folders and not (split == "train" and "val" not in folders):
             return self._labelled(folders[split])
         if split == "test":
             raise InputError(f"{self.root} has a train folder but no test folder; add {self.root / 'test'}")
         shares = _shares(self.val_fraction, 0.0)
-        return split_records(self._labelled(folders["train"]), shares, self.split_seed)[split]
+        return split_records(self._labelled(folders["train"]), shares, self.split_seed, self.label_separator)[split]
 
     def _folders(self) -> dict[str, Path]:
         if not self.root.exists():
@@ -105,8 +114,9 @@ class Folder(VideoSource):
 
     def _labelled(self, folder: Path) -> list[VideoRecord]:
         records = []
+        known = _classes(self.class_names, self.label_separator)
         for name, path in sorted(self._class_folders(folder).items()):
-            if name not in self.class_names:
+            if not known.issuperset(split_label(name, self.label_separator)):
                 raise InputError(f"{path} is a class that {self.root / 'train'} does not have")
             videos = _videos_below(path)
             if not videos:
@@ -203,6 +213,7 @@ class CSVManifest(VideoSource):
             self.val_fraction,
             self.test_fraction,
             self.split_seed,
+            label_separator=self.label_separator,
         )
 
     @property
@@ -279,15 +290,20 @@ class CSVManifest(VideoSource):
         return value
 
     def _check_labels(self) -> None:
-        known = set(self.class_names)
+        known = _classes(self.class_names, self.label_separator)
         for _, record in self._listing.used:
             if record.label is None:
-                raise InputError(f"{self.path} gives no label for {record.path}; only predict can do without")
-            if record.label not in known:
+                none = f", and a video of no class has the label {self.label_separator}" if self.label_separator else ""
+                raise InputError(f"{self.path} gives no label for {record.path}; only predict can do without{none}")
+            if not known.issuperset(split_label(record.label, self.label_separator)):
                 raise InputError(
                     f"{self.path} gives {record.path} the label {record.label!r}, which is not one of the classes "
                     f"{', '.join(self.class_names)}"
                 )
+
+
+def _classes(labels: Collection[str], separator: str | None) -> set[str]:
+    return {name for label in labels for name in split_label(label, separator)}
 
 
 def sorted_labels(labels: Collection[str], listed_in: str) -> list[str]:

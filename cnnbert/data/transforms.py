@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,7 +20,63 @@ QUARTER_POINTS = ((1, 1), (1, 3), (3, 1), (3, 3))
 POSITIONS = (*CORNERS, CENTRE, *EDGE_MID_POINTS, *QUARTER_POINTS)
 
 
-class TrainTransform:
+class ClipTransform(ABC):
+    """Resizes a clip's frames, always alike, and takes crops out of them.
+
+    Args:
+        frame_size: Height and width of what comes out, in pixels.
+        resize: What frames are scaled to before cropping: the short side, keeping the aspect, or
+            [height, width]; null leaves them as they are.
+        antialias: Whether pixels are averaged when frames shrink; False takes the plain bilinear interpolation of
+            OpenCV, as LTM's code does.
+
+    Raises:
+        InputError: An argument is out of its range, or the two sizes do not fit.
+    """
+
+    def __init__(self, frame_size: int, resize: int | tuple[int, int] | None, antialias: bool) -> None:
+        _check_sizes(frame_size, resize)
+        self.frame_size = frame_size
+        self.resize = resize
+        self.antialias = antialias
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Return crops of a clip.
+
+        Args:
+            frames: uint8 (T, 3, H, W).
+
+        Returns:
+            uint8 (N, T, 3, frame_size, frame_size).
+
+        Raises:
+            InputError: The frames are smaller than `frame_size`.
+        """
+        return self.crops(self.resized(frames))
+
+    def resized(self, frames: Tensor) -> Tensor:
+        """Return frames, uint8 (T, 3, H, W), resized and at least `frame_size` high and wide.
+
+        Raises:
+            InputError: They are smaller than `frame_size`.
+        """
+        if self.resize is not None:
+            size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+            frames = F.resize(frames, size, antialias=self.antialias)
+        height, width = frames.shape[-2:]
+        if self.frame_size > min(height, width):
+            raise InputError(
+                f"frame_size={self.frame_size} is larger than the frames of {height}x{width}; "
+                f"lower frame_size to at most {min(height, width)} or set resize to at least {self.frame_size}"
+            )
+        return frames
+
+    @abstractmethod
+    def crops(self, frames: Tensor) -> Tensor:
+        """Return crops, uint8 (N, T, 3, frame_size, frame_size), of resized frames, uint8 (T, 3, H, W)."""
+
+
+class TrainTransform(ClipTransform):
     """Takes a crop of random size and place out of a clip, the same for all its frames.
 
     A crop's height and width are each a scale times the frame's short side, their scales at most one step
@@ -50,28 +107,14 @@ class TrainTransform:
         truncated_crops: bool = False,
         antialias: bool = True,
     ) -> None:
-        _check_sizes(frame_size, resize)
+        super().__init__(frame_size, resize, antialias)
         if not scales or not all(0 < scale <= 1 for scale in scales):
             raise InputError(f"scales={list(scales)} must be one or more numbers in (0, 1]")
-        self.frame_size = frame_size
-        self.resize = resize
         self.scales = tuple(scales)
         self.truncated_crops = truncated_crops
-        self.antialias = antialias
 
-    def __call__(self, frames: Tensor) -> Tensor:
-        """Return one crop of a clip.
-
-        Args:
-            frames: uint8 (T, 3, H, W).
-
-        Returns:
-            uint8 (1, T, 3, frame_size, frame_size).
-
-        Raises:
-            InputError: The frames are smaller than `frame_size`.
-        """
-        frames = _resize(frames, self.resize, self.frame_size, self.antialias)
+    def crops(self, frames: Tensor) -> Tensor:
+        """Return one crop, uint8 (1, T, 3, frame_size, frame_size), of resized frames, uint8 (T, 3, H, W)."""
         height, width = frames.shape[-2:]
         sides = [max(1, int(scale * min(height, width))) for scale in self.scales]
         sizes = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
@@ -85,7 +128,7 @@ class TrainTransform:
         return F.resize(crop, [self.frame_size, self.frame_size], antialias=self.antialias)[None]
 
 
-class EvalTransform:
+class EvalTransform(ClipTransform):
     """Takes fixed crops out of a clip, after resizing its frames once.
 
     Args:
@@ -109,28 +152,14 @@ class EvalTransform:
         num_crops: Literal[1, 3, 10] = 1,
         antialias: bool = True,
     ) -> None:
-        _check_sizes(frame_size, resize)
+        super().__init__(frame_size, resize, antialias)
         if num_crops not in (1, 3, 10):
             raise InputError(f"num_crops={num_crops} must be 1, 3 or 10")
-        self.frame_size = frame_size
-        self.resize = resize
         self.num_crops = num_crops
-        self.antialias = antialias
 
-    def __call__(self, frames: Tensor) -> Tensor:
-        """Return the crops of a clip.
-
-        Args:
-            frames: uint8 (T, 3, H, W).
-
-        Returns:
-            uint8 (num_crops, T, 3, frame_size, frame_size).
-
-        Raises:
-            InputError: The frames are smaller than `frame_size`.
-        """
+    def crops(self, frames: Tensor) -> Tensor:
+        """Return crops, uint8 (num_crops, T, 3, frame_size, frame_size), of resized frames, uint8 (T, 3, H, W)."""
         size = self.frame_size
-        frames = _resize(frames, self.resize, size, self.antialias)
         y_end, x_end = frames.shape[-2] - size, frames.shape[-1] - size
         centre = (y_end // 2, x_end // 2)
         if self.num_crops == 1:
@@ -159,17 +188,3 @@ def _check_sizes(frame_size: int, resize: int | tuple[int, int] | None) -> None:
             f"frame_size={frame_size} is larger than resize={resize}; "
             f"lower frame_size to at most {min(sides)} or raise resize to at least {frame_size}"
         )
-
-
-def _resize(frames: Tensor, resize: int | tuple[int, int] | None, frame_size: int, antialias: bool) -> Tensor:
-    """Return resized frames, checked to be at least `frame_size` high and wide."""
-    if resize is not None:
-        size = [resize] if isinstance(resize, int) else list(resize)
-        frames = F.resize(frames, size, antialias=antialias)
-    height, width = frames.shape[-2:]
-    if frame_size > min(height, width):
-        raise InputError(
-            f"frame_size={frame_size} is larger than the frames of {height}x{width}; "
-            f"lower frame_size to at most {min(height, width)} or set resize to at least {frame_size}"
-        )
-    return frames

@@ -6,21 +6,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_average_precision
 
 from cnnbert.data.protocols import Average, CountFailed
 
 STATES = ("index", "label", "video_logits", "num_views", "num_hits")
 
 
-def average_views(logits: Tensor, average: Average) -> Tensor:
+def average_views(logits: Tensor, average: Average, multi_label: bool = False) -> Tensor:
     """Return the scores of videos as logits (B, K), from those of their views (B, V, K).
 
     `logits` is their mean, as in LTM's test scripts (artest08/LateTemporalModeling3DCNN); `probabilities` is the
-    logarithm of the mean of their softmax, so that its softmax is that mean. Without views all scores are NaN.
+    logarithm of the mean of their softmax, so that its softmax is that mean; where a video may have several classes,
+    it is the logit of the mean of their sigmoids. Without views all scores are NaN.
     """
     logits = logits.float()
     if average == "logits":
         return logits.mean(1)
+    if multi_label:
+        return F.logsigmoid(logits).logsumexp(1) - F.logsigmoid(-logits).logsumexp(1)
     return logits.log_softmax(2).logsumexp(1) - torch.tensor(float(logits.shape[1])).log()
 
 
@@ -31,10 +35,10 @@ class ScoredVideos:
 
     Args:
         index: Numbers of the videos, int64 (N,).
-        label: Their classes, int64 (N,); -1 where unknown.
+        label: Their classes, int64 (N,), or 0 and 1 for every class, (N, K); -1 where unknown.
         video_logits: Their scores, averaged over their views, float32 (N, K); NaN where there are none.
         num_views: How many views each has, int64 (N,); 0 where the video could not be read.
-        num_hits: How many of these are right by themselves, int64 (N,).
+        num_hits: How many of these are right by themselves, int64 (N,); 0 where a video may have several classes.
 
     Attributes:
         was_read: Which videos could be read, bool (N,).
@@ -54,6 +58,9 @@ class VideoScores(Metric):
 
     Distributed runs repeat videos so that every process gets as many; a video is kept once all the same.
 
+    Args:
+        multi_label: Whether a video may have several classes.
+
     Attributes:
         average: What is averaged over the views of a video; to be set before the first update.
     """
@@ -65,8 +72,9 @@ class VideoScores(Metric):
     num_views: list[Tensor]
     num_hits: list[Tensor]
 
-    def __init__(self) -> None:
+    def __init__(self, multi_label: bool = False) -> None:
         super().__init__()
+        self.multi_label = multi_label
         self.average: Average = "logits"
         for name in STATES:
             self.add_state(name, default=[], dist_reduce_fx="cat")
@@ -76,14 +84,15 @@ class VideoScores(Metric):
 
         Args:
             index: Their numbers in the list of records, int64 (B,).
-            label: Their classes, int64 (B,); -1 where unknown.
+            label: Their classes, int64 (B,), or 0 and 1 for every class, (B, K); -1 where unknown.
             logits: The logits of their views, (B, V, K); V is 0 for videos that could not be read.
         """
         self.index.append(index)
         self.label.append(label)
-        self.video_logits.append(average_views(logits, self.average))
+        self.video_logits.append(average_views(logits, self.average, self.multi_label))
         self.num_views.append(torch.full_like(index, logits.shape[1]))
-        self.num_hits.append((logits.argmax(2) == label[:, None]).sum(1))
+        is_hit = torch.zeros_like(index) if self.multi_label else (logits.argmax(2) == label[:, None]).sum(1)
+        self.num_hits.append(is_hit)
 
     def compute(self) -> ScoredVideos:
         """Return every video seen by any process, once, by index."""
@@ -122,6 +131,36 @@ def accuracies(videos: ScoredVideos, count_failed: CountFailed = "wrong") -> dic
         among = (scores.topk(5).indices == label[:, None]).any(1) & read
         result["top5"] = among[counted].float().mean()
     return result
+
+
+def average_precisions(videos: ScoredVideos, count_failed: CountFailed = "wrong") -> dict[str, Tensor]:
+    """Return the loss and the mean average precision of videos that may have several classes.
+
+    Args:
+        videos: The videos; at least one could be read, and at least one that counts has a class.
+        count_failed: Whether the classes of videos that could not be read count as never found, so that the average
+            precision of a class falls by the share of such videos; or whether the videos are left out.
+
+    Returns:
+        `map`, the mean over the classes that occur of the average precision: the precision at the score of every video
+        of the class, averaged over these videos. `micro_f1`, the F1 of the decisions at a probability of 0.5, of all
+        classes together. Of the videos that could be read, `loss`, the mean binary cross-entropy of the video logits.
+    """
+    read = videos.was_read
+    label, scores = videos.label[read], videos.video_logits[read]
+    size = (label if count_failed == "left_out" else videos.label).sum(0)  # (K,)
+    found = label.sum(0)
+    precision = torch.zeros_like(size, dtype=scores.dtype)
+    for number in found.nonzero()[:, 0].tolist():
+        # In float64, so that sure scores stay different as probabilities; on the CPU, as not every device has float64.
+        probability = scores[:, number].cpu().double().sigmoid()
+        precision[number] = binary_average_precision(probability, label[:, number].cpu())
+    predicted = scores.sigmoid() >= 0.5
+    return {
+        "map": (precision * found / size)[size > 0].mean(),
+        "micro_f1": 2 * label[predicted].sum() / (size.sum() + predicted.sum()),
+        "loss": F.binary_cross_entropy_with_logits(scores, label.float()),
+    }
 
 
 def _concatenate(state: Tensor | list[Tensor]) -> Tensor:

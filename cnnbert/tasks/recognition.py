@@ -1,4 +1,4 @@
-"""Trains and judges a network that gives every video one label."""
+"""Trains and judges a network that gives every video one class, or any number of them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, Lamb
 
 from cnnbert.backbones.base import Backbone
 from cnnbert.data.datamodule import Batch, VideoDataModule
+from cnnbert.data.protocols import CountFailed
 from cnnbert.errors import InputError
 from cnnbert.heads.base import Head
 from cnnbert.machine import prefers_channels_last
-from cnnbert.tasks.metrics import VideoScores, accuracies, average_views
+from cnnbert.tasks.metrics import VideoScores, accuracies, average_precisions, average_views
 
 # These set the learning rate anew instead of changing the one that there is, and so would undo a warm-up.
 SETTING_SCHEDULERS = (CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, OneCycleLR, SequentialLR)
@@ -48,9 +49,14 @@ class ActionRecognition(LightningModule):
         decay_everything: Whether weight decay applies to norms, biases, class token and positions too, as in LTM.
         freeze_backbone: Whether the backbone keeps its weights and its BatchNorm statistics, so that only the head
             is trained.
-        label_smoothing: Share of the target spread over all classes in training, in [0, 1).
+        label_smoothing: Share of the target spread over all classes in training, in [0, 1); of several labels, each is
+            spread over there and not there.
         class_weights: Weight of each class in the training loss, in the order of class_names; all 1 by default.
             `balanced` weighs a class by the inverse of its number of training videos, so that their mean weight is 1.
+            Of several labels, the weight is that of the class being there over that of its not being there, and
+            `balanced` is the number of training videos without the class over that of those with it.
+        multi_label: Whether a video may have several classes or none: each has a probability of its own (sigmoid), and
+            the loss is binary cross-entropy. On the command line `data.label_separator` says so.
         memory_format: Layout of the convolutions' tensors; `auto` takes the faster one for the machine.
     """
 
@@ -71,6 +77,7 @@ class ActionRecognition(LightningModule):
         freeze_backbone: bool = False,
         label_smoothing: float = 0.0,
         class_weights: list[float] | Literal["balanced"] | None = None,
+        multi_label: bool = False,
         memory_format: Literal["auto", "channels_first", "channels_last"] = "auto",
     ) -> None:
         super().__init__()
@@ -103,11 +110,18 @@ class ActionRecognition(LightningModule):
         self.decay_everything = decay_everything
         self.freeze_backbone = freeze_backbone
         self.memory_format = memory_format
+        self.label_smoothing = label_smoothing
         self.class_weights = class_weights
+        self.multi_label = multi_label
         weights = None if given is None else torch.tensor(given, dtype=torch.float32)
-        self.loss = nn.CrossEntropyLoss(weights, label_smoothing=label_smoothing)
-        self.loss.register_buffer("weight", weights, persistent=False)  # kept out of the checkpoint's tensors
-        self.scores = VideoScores()
+        self.loss: nn.Module
+        if multi_label:
+            self.loss = nn.BCEWithLogitsLoss(pos_weight=weights)
+        else:
+            self.loss = nn.CrossEntropyLoss(weights, label_smoothing=label_smoothing)
+        # Kept out of the checkpoint's tensors.
+        self.loss.register_buffer("pos_weight" if multi_label else "weight", weights, persistent=False)
+        self.scores = VideoScores(multi_label)
         if freeze_backbone:
             self.backbone.requires_grad_(False)
 
@@ -115,12 +129,21 @@ class ActionRecognition(LightningModule):
         """Return the logits (B, K) of clips (B, C, T, H, W), uint8 or floating point on the [0, 1] scale."""
         return self.head(self.backbone(clips))
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probabilities of the classes, in [0, 1], for logits (B, K)."""
+        return logits.sigmoid() if self.multi_label else logits.softmax(1)
+
     def train(self, mode: bool = True) -> ActionRecognition:
         """Switch to training or evaluation; a frozen backbone stays in evaluation."""
         super().train(mode)
         if self.freeze_backbone:
             self.backbone.eval()
         return self
+
+    @property
+    def main_metric(self) -> str:
+        """The metric by which the best checkpoint is chosen: `map` of several labels a video, else `top1`."""
+        return "map" if self.multi_label else "top1"
 
     @property
     def channels_last(self) -> bool:
@@ -134,6 +157,11 @@ class ActionRecognition(LightningModule):
         if self.trainer.datamodule is not None:  # type: ignore[attr-defined]
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.backbone.check_clip(data.clip_length, data.frame_size, data.frame_size)
+            if isinstance(data, VideoDataModule) and (data.label_separator is not None) != self.multi_label:
+                raise InputError(
+                    f"multi_label={self.multi_label} of the model does not go with "
+                    f"label_separator={data.label_separator!r} of the data; both or neither allow several classes"
+                )
         if self.channels_last:
             for module in self.backbone.modules():
                 if isinstance(module, nn.Conv3d):  # other kinds of weights may not take this layout
@@ -153,21 +181,36 @@ class ActionRecognition(LightningModule):
                 "readable video in its batch would keep the others waiting; set max_failed_share to 0"
             )
         if self.class_weights == "balanced":
-            self.loss.weight = self._balanced_weights(data)
+            if not isinstance(data, VideoDataModule):
+                raise InputError("class_weights=balanced needs a VideoDataModule, which knows the classes' sizes")
+            if self.multi_label:
+                self.loss.pos_weight = self._balanced_positives(data)
+            else:
+                self.loss.weight = self._balanced_weights(data)
         if self.backbone.weights is not None and not self.backbone.was_loaded:
             self._load_pretrained()
         self.train()
 
     def _balanced_weights(self, data: Any) -> Tensor:
         """Return N / (K * the number of training videos) of every class, (K,)."""
-        if not isinstance(data, VideoDataModule):
-            raise InputError("class_weights=balanced needs a VideoDataModule, which knows the classes' sizes")
         if data.balanced_sampling:
             raise InputError(
                 "class_weights=balanced and balanced_sampling together would favour small classes twice; leave one out"
             )
-        sizes = torch.bincount(torch.tensor(data.datasets["train"].labels), minlength=len(self.class_names))
+        sizes = torch.bincount(data.datasets["train"].labels, minlength=len(self.class_names))
         return (sizes.sum() / (len(sizes) * sizes)).to(self.device)
+
+    def _balanced_positives(self, data: Any) -> Tensor:
+        """Return the number of training videos without each class over that of those with it, (K,)."""
+        labels = data.datasets["train"].labels
+        sizes = labels.sum(0)
+        everywhere = [self.class_names[number] for number in (sizes == len(labels)).nonzero()[:, 0].tolist()]
+        if everywhere:
+            raise InputError(
+                f"every training video has the class {', '.join(everywhere)}, which class_weights=balanced would weigh "
+                "with 0; drop the class, or list the weights"
+            )
+        return ((len(labels) - sizes) / sizes).to(self.device)
 
     def _load_pretrained(self) -> None:
         if self.trainer.strategy.restore_checkpoint_after_setup:
@@ -187,8 +230,13 @@ class ActionRecognition(LightningModule):
         if len(batch["index"]) == 0:  # the other processes wait for this one's gradients
             return 0.0 * torch.stack([weight.sum() for weight in self.parameters() if weight.requires_grad]).sum()
         num_views = batch["clip"].shape[1]
-        label = batch["label"].repeat_interleave(num_views)  # (B*V,)
+        label = batch["label"].repeat_interleave(num_views, dim=0)  # (B*V,), or (B*V, K) of several labels a video
         logits = self(batch["clip"].flatten(0, 1))  # (B*V, K)
+        if self.multi_label:
+            target = label * (1 - self.label_smoothing) + self.label_smoothing / 2
+            loss = self.loss(logits.float(), target)
+            self.log("train/loss", loss, prog_bar=True, batch_size=len(label))
+            return loss
         loss = self.loss(logits.float(), label)
         top1 = (logits.argmax(1) == label).float().mean()
         values = {"train/loss": loss, "train/clip_top1": top1}
@@ -212,14 +260,14 @@ class ActionRecognition(LightningModule):
         """Collect the scores of a batch, and return the probabilities (B, K) of its videos that could be read."""
         no_views = torch.empty(len(batch["failures"]), 0, len(self.class_names), device=self.device)
         if batch["failures"]:
-            facts = torch.tensor([[failure["index"], failure["label"]] for failure in batch["failures"]])
-            index, label = facts.to(self.device).unbind(1)
+            index = torch.tensor([failure["index"] for failure in batch["failures"]], device=self.device)
+            label = torch.tensor([failure["label"] for failure in batch["failures"]], device=self.device)
             self.scores.update(index, label, no_views)
         if len(batch["index"]) == 0:
             return no_views[:0].mean(1)
         logits = self.view_logits(batch["clip"])
         self.scores.update(batch["index"], batch["label"], logits)
-        return average_views(logits, self.scores.average).softmax(1)
+        return self.probabilities(average_views(logits, self.scores.average, self.multi_label))
 
     def on_validation_epoch_start(self) -> None:
         """Forget the videos of the epoch before."""
@@ -256,13 +304,18 @@ class ActionRecognition(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         known = isinstance(data, VideoDataModule)
         videos = self.scores.compute()
-        if not videos.was_read.any():
+        count_failed: CountFailed = data.count_failed if known else "wrong"
+        counted = videos.was_read | (count_failed == "wrong")
+        has_class = not self.multi_label or bool((videos.label[counted] == 1).any())
+        if not (videos.was_read.any() and has_class):
             if self.trainer.sanity_checking:  # of a few videos only
                 return
-            raise InputError(f"there is nothing to judge by: {data.failed_videos(stage) if known else 'no video read'}")
-        values = accuracies(videos, data.count_failed if known else "wrong")
+            failed = data.failed_videos(stage) if known else "no video read"
+            why = "no video has any class" if videos.was_read.any() else failed
+            raise InputError(f"there is nothing to judge by: {why}")
+        values = (average_precisions if self.multi_label else accuracies)(videos, count_failed)
         for name, value in values.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name in ("loss", "top1"), sync_dist=True)
+            self.log(f"{stage}/{name}", value, prog_bar=name in ("loss", self.main_metric), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer with its groups of parameters, and its schedulers."""
@@ -312,6 +365,9 @@ class ActionRecognition(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model, naming what differs."""
+        if checkpoint.get("hyper_parameters", {}).get("multi_label", False) != self.multi_label:
+            kind = "one class; set label_separator to null" if self.multi_label else "several; set label_separator"
+            raise InputError(f"the checkpoint is of a model that gives a video {kind}")
         theirs, ours = checkpoint["state_dict"], self.state_dict()
         resizable = {f"head.{name}" for name in self.head.resizable}
         missing = [name for name in ours if name not in theirs]

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnbert.data.readers import Video, VideoReader
+from cnnbert.data.readers import VideoReader
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.sources import VideoSource
+from cnnbert.data.video import Video
 from cnnbert.errors import VideoReadError
 
 

@@ -13,7 +13,7 @@ from pytorch_lightning import LightningModule, Trainer
 
 from cnnbert.data.datamodule import BalancedSampler, EpochSampler, VideoDataModule, collate
 from cnnbert.data.dataset import Sample
-from cnnbert.data.readers import Video
+from cnnbert.data.video import Video
 from cnnbert.errors import InputError, VideoReadError
 
 NAMES = ["left", "right"]
@@ -246,8 +246,12 @@ def test_mistakes_in_the_settings(arguments: dict[str, Any], message: str) -> No
         ({"train": videos(4)}, {"class_names": ["left", "right", "up"]}, "no training video has the class up"),
         ({"train": videos(4)}, {"class_names": ["left"]}, "at least two and all different; given: left"),
         ({"train": videos(4)}, {"class_names": ["left", "left"]}, "all different; given: left, left"),
-        ({"train": videos(4)}, {"mirrored": {"left": "up"}}, "mirrored names up; classes are left, right"),
-        ({"train": videos(4)}, {"frame_size": 33}, r"frame_size=33 is larger than resize=\(32, 40\)"),
+        (
+            {"train": videos(4), "val": videos(2)},
+            {"mirrored": {"left": "up"}},
+            "mirrored names up; classes are left, right",
+        ),
+        ({"train": videos(4), "val": videos(2)}, {"frame_size": 33}, r"frame_size=33 is larger than resize=\(32, 40\)"),
     ],
 )
 def test_mistakes_in_the_data(splits: Any, arguments: dict[str, Any], message: str) -> None:

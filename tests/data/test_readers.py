@@ -18,12 +18,25 @@ import torch
 from barcode import read_barcode, write_barcodes
 from torch import Tensor
 
-from cnnbert.data import readers
-from cnnbert.data.readers import DecordReader, DecordVideo, PyAVReader, VideoReader
+from cnnbert.data import pyav_video, readers
+from cnnbert.data.readers import (
+    DecordReader,
+    DecordVideo,
+    PyAVReader,
+    TorchCodecReader,
+    TorchCodecVideo,
+    VideoReader,
+)
 from cnnbert.errors import InputError, VideoReadError
 
 VIDEOS = Path(__file__).resolve().parents[3] / "shared" / "videos"
-READERS = [DecordReader(), PyAVReader()]
+READERS: list[VideoReader] = [DecordReader(), PyAVReader()]
+try:
+    READERS.append(TorchCodecReader())
+except InputError as error:
+    NO_TORCHCODEC = str(error)
+else:
+    NO_TORCHCODEC = ""
 
 # Largest difference in [0, 255] between two decodings of a frame: decord's FFmpeg is old, PyAV's is today's, and
 # their inverse transforms round differently. Over 209 real files it was 0 mostly, and never more than 2.
@@ -50,8 +63,17 @@ CLIPS: dict[str, dict[str, Any]] = {
     "mpeg2.ts": {"codec": "mpeg2video", "b_frames": 2},
     "h264.ts": {"b_frames": 2},
 }
-BY_DECORD = [name for name in CLIPS if Path(name).suffix not in (".h264", ".mpg", ".ts")]
-BY_DECORD = [name for name in BY_DECORD if name not in ("small.mp4", "444.mp4")]
+# Those that are decoded from their first frame on for every reading, and by decord.
+BY_DECORD = ["h264.avi", "h264.flv", "mpeg4.avi", "mpeg4.mp4", "mjpeg.avi", "vp8_hidden_frames.webm", "wmv2.wmv"]
+
+BY_TORCHCODEC = ["h264.mp4", "long.mp4", "h264.mkv", "vp9.webm", "small.mp4", "444.mp4"]
+
+
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no video be small enough to be kept in memory."""
+    monkeypatch.setattr(pyav_video, "KEPT_PACKETS", 0)
+    monkeypatch.setattr(pyav_video, "KEPT_FRAMES", 0)
 
 
 @pytest.fixture(scope="session")
@@ -73,11 +95,18 @@ def reader(request: pytest.FixtureRequest) -> VideoReader:
 
 def test_every_reader_is_tested() -> None:
     ours = {reader for reader in VideoReader.__subclasses__() if reader.__module__.startswith("cnnbert.")}
+    if NO_TORCHCODEC:
+        pytest.skip(NO_TORCHCODEC)
     assert {type(reader) for reader in READERS} == ours
 
 
+@pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "not kept"])
 @pytest.mark.parametrize("name", CLIPS)
-def test_frames_are_the_ones_asked_for(clip: Callable[[str], str], reader: VideoReader, name: str) -> None:
+def test_frames_are_the_ones_asked_for(
+    clip: Callable[[str], str], reader: VideoReader, name: str, is_kept: bool, request: pytest.FixtureRequest
+) -> None:
+    if not is_kept:
+        request.getfixturevalue("no_memory")
     num_frames = CLIPS[name].get("num_frames", 60)
     height, width = CLIPS[name].get("size", (64, 64))
     anywhere = random.Random(0).choices(range(num_frames), k=20)
@@ -102,17 +131,49 @@ def test_frames_are_the_ones_asked_for(clip: Callable[[str], str], reader: Video
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_decord_reads_what_it_can(clip: Callable[[str], str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decord_reads_what_it_can(
+    clip: Callable[[str], str], name: str, monkeypatch: pytest.MonkeyPatch, no_memory: None
+) -> None:
     pytest.importorskip("decord")
     with DecordReader().open(clip(name)) as video:
+        assert isinstance(video, DecordVideo) == (name in BY_DECORD)
         if isinstance(video, DecordVideo):
+            assert video.video.first.size  # which decord's is compared with
             monkeypatch.setattr(video.video, "read", lambda wanted: pytest.fail("handed over to PyAV"))
-        if name == "small.mp4":
-            with pytest.raises(pytest.fail.Exception):
-                video.frames([3])
-        else:
-            assert isinstance(video, DecordVideo) == (name in BY_DECORD)
-            video.frames([3, 9])
+            assert [read_barcode(frame) for frame in video.frames([3, 9])] == [3, 9]
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_torchcodec_reads_what_is_safe(clip: Callable[[str], str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if NO_TORCHCODEC:
+        pytest.skip(NO_TORCHCODEC)
+    with TorchCodecReader().open(clip(name)) as video:
+        assert isinstance(video, TorchCodecVideo) == (name in BY_TORCHCODEC)
+        if isinstance(video, TorchCodecVideo):
+            assert video.video.first.size  # which TorchCodec's is compared with
+            monkeypatch.setattr(video.video, "read", lambda wanted: pytest.fail("handed over to PyAV"))
+            assert [read_barcode(frame) for frame in video.frames([3, 9])] == [3, 9]
+
+
+def test_torchcodec_that_gives_other_frames_is_found_out(
+    clip: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if NO_TORCHCODEC:
+        pytest.skip(NO_TORCHCODEC)
+    decoder = readers._import_torchcodec().VideoDecoder
+    honest = decoder.get_frames_at
+    monkeypatch.setattr(decoder, "get_frames_at", lambda self, wanted: honest(self, [n + 1 for n in wanted]))
+    with caplog.at_level(logging.DEBUG, "cnnbert"), TorchCodecReader().open(clip("h264.mp4")) as video:
+        assert [read_barcode(frame) for frame in video.frames([5, 9])] == [5, 9]
+    assert "PyAV reads it, since torchcodec.decoders fails: its frames have other time stamps" in caplog.text
+
+
+def test_without_torchcodec_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    readers._import_torchcodec.cache_clear()
+    with pytest.raises(InputError, match=r"TorchCodecReader needs .*pip install 'cnnbert\[torchcodec\]'"):
+        TorchCodecReader()
+    readers._import_torchcodec.cache_clear()
 
 
 def test_a_wrong_frame_is_noticed(clip: Callable[[str], str]) -> None:
@@ -135,20 +196,24 @@ class LateReader:
 
 
 def test_a_decord_that_starts_late_is_found_out(
-    clip: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    clip: Callable[[str], str], no_memory: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     decord = pytest.importorskip("decord")
     monkeypatch.setattr(decord, "VideoReader", LateReader)
-    with caplog.at_level(logging.DEBUG, "cnnbert"), DecordReader().open(clip("h264.mp4")) as video:
-        assert [read_barcode(frame) for frame in video.frames([5, 9])] == [5, 9]
+    with caplog.at_level(logging.DEBUG, "cnnbert"), DecordReader().open(clip("mpeg4.avi")) as video:
+        assert [read_barcode(frame) for frame in video.frames(range(9))] == list(range(9))
     assert "PyAV reads it, since decord fails: its first frame is another" in caplog.text
 
 
-def test_a_bridge_set_elsewhere_does_no_harm(clip: Callable[[str], str]) -> None:
+def test_a_bridge_set_elsewhere_does_no_harm(clip: Callable[[str], str], no_memory: None) -> None:
     bridge = pytest.importorskip("decord").bridge
-    with bridge.use_torch(), DecordReader().open(clip("h264.mp4")) as video:
+    with bridge.use_torch(), DecordReader().open(clip("mpeg4.avi")) as video:
         assert isinstance(video, DecordVideo)
-        assert [read_barcode(frame) for frame in torch.from_numpy(video._read([4, 6])).permute(0, 3, 1, 2)] == [4, 6]
+        assert [read_barcode(frame) for frame in torch.from_numpy(video.read([0, 1, 2])).permute(0, 3, 1, 2)] == [
+            0,
+            1,
+            2,
+        ]
 
 
 @pytest.fixture
@@ -160,10 +225,10 @@ def no_decord(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_without_decord_pyav_reads_and_says_so_once(
-    clip: Callable[[str], str], no_decord: None, caplog: pytest.LogCaptureFixture
+    clip: Callable[[str], str], no_memory: None, no_decord: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):
-        with DecordReader().open(clip("h264.mp4")) as video:
+        with DecordReader().open(clip("mpeg4.avi")) as video:
             assert read_barcode(video.frames([11])[0]) == 11
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
@@ -299,8 +364,8 @@ REFUSED = {
 @pytest.mark.skipif(not VIDEOS.exists(), reason="needs the folder of real videos beside the repository")
 @pytest.mark.parametrize("name", real_files())
 def test_real_files_are_read_as_in_order_or_refused(reader: VideoReader, name: str) -> None:
-    if name == "odd/derived/bitflips.mp4" and isinstance(reader, DecordReader):
-        pytest.skip("decoders patch up the damage within these pictures, each in its own way; decord does not tell")
+    if name == "odd/derived/bitflips.mp4" and isinstance(reader, TorchCodecReader):
+        pytest.skip("decoders patch up the damage within these pictures, each in its own way; TorchCodec does not tell")
     path = VIDEOS / name
     if name in REFUSED:
         with pytest.raises(VideoReadError) as caught, reader.open(str(path)) as video:
