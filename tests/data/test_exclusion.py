@@ -46,8 +46,8 @@ def test_division_stays(tmp_path):
         Folder(str(root)), exclude=write(tmp_path / "check.csv", f"path,verdict\n{gone.path},missing\n")
     )
     data.setup("fit")
-    assert data.datasets["val"].records == before["val"]
-    assert data.datasets["train"].records == [record for record in before["train"] if record != gone]
+    assert list(data.datasets["val"].records) == before["val"]
+    assert list(data.datasets["train"].records) == [record for record in before["train"] if record != gone]
 
 
 def test_links_are_followed(root, tmp_path):
