@@ -10,13 +10,19 @@ from collections import Counter
 import pytest
 from test_sources import touch, write
 
-from cnnbert.data.listing import Listing
+from cnnbert.data.listing import RANKS, Listing
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.sources import CSVManifest
 from cnnbert.data.splits import split_records
 from cnnbert.errors import InputError
 
 LINES = "path,label,split\na.mp4,run,train\nb.mp4,walk,train\nc.mp4,walk,test\nd.mp4,jump,test\ne.mp4,run,test\n"
+
+
+@pytest.fixture(autouse=True)
+def first_process(monkeypatch):
+    for name in RANKS:  # a test of two processes may leave them
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_error_names_three(tmp_path):
