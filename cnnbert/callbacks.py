@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,6 +19,8 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from cnnbert.data.datamodule import VideoDataModule
+from cnnbert.data.sources import CSVManifest
+from cnnbert.errors import InputError
 from cnnbert.machine import describe
 from cnnbert.runs import CHECKPOINTS
 from cnnbert.tasks.recognition import ActionRecognition
@@ -67,6 +71,41 @@ class BestCheckpoint(ModelCheckpoint):
         """Return whether a checkpoint with this value is to be kept."""
         best = self.best_model_score
         return current is not None and (best is None or bool(current >= best))
+
+
+class VideosFile(Callback):
+    """Writes `videos.csv` before training: the videos of each split, as they were divided.
+
+    `CSVManifest` reads it, on another machine too, where the same videos then have the same division. Test videos are
+    listed if the source has any. With `validate_on_test` validation videos are listed as what they are, test videos.
+
+    Args:
+        folder: Where the file goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "videos.csv"
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        data: VideoDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        splits = {split: list(data.datasets[split].records) for split in ("train", "val")}
+        if data.validate_on_test:
+            splits["test"] = splits.pop("val")
+        else:
+            with suppress(InputError):  # no test videos, or not here
+                splits["test"] = data.records("test")
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(CSVManifest.COLUMNS)
+        for split, records in splits.items():
+            for record in records:
+                end = "" if record.end_seconds is None else record.end_seconds
+                facts = [record.label, split, record.start_seconds, end, record.group or ""]
+                writer.writerow([os.path.abspath(record.path), *facts])
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, text.getvalue())
 
 
 class PredictionsFile(Callback):

@@ -24,8 +24,10 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 import cnnbert.backbones
+import cnnbert.data.benchmarks
+import cnnbert.data.lists
 import cnnbert.heads  # noqa: F401  (makes the classes known by their short names)
-from cnnbert.callbacks import BestCheckpoint, PredictionsFile, RunReport, SaveRunConfig
+from cnnbert.callbacks import BestCheckpoint, PredictionsFile, RunReport, SaveRunConfig, VideosFile
 from cnnbert.commands import COMMANDS, run_command
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data_wait import DataWait
@@ -169,6 +171,7 @@ class RunCLI(LightningCLI):
         callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), self.report, DataWait()]
         if self.subcommand == "fit":
             folder = self.folder / CHECKPOINTS
+            callbacks.append(VideosFile(self.folder))
             if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
                 last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_exception=True)
                 callbacks += [BestCheckpoint(folder, f"val/{self.model.main_metric}"), last]

@@ -25,8 +25,8 @@ def splits(*, config: str, folds: tuple[int, ...] = (1, 2, 3), settings: Sequenc
     """Train and test on every numbered split of a data set, and show the results and their mean.
 
     Results on UCF101 and HMDB51 are means over the splits 1 to 3. The videos come from a source that has the setting
-    `fold`, such as a CSV file with columns split1, split2 and split3. All settings of fit are taken too:
-    --data data/csv.yaml --data.source.path ucf101.csv. Each training and each test is a process of its own; the best
+    `fold`: UCF101, HMDB51, or a CSV file with columns split1, split2 and split3. All settings of fit are taken too:
+    --data data/ucf101.yaml --data.source.root ucf101. Each training and each test is a process of its own; the best
     checkpoint of the training is tested.
 
     Args:

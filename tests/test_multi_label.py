@@ -155,7 +155,7 @@ def test_videos_that_are_not_there_take_their_classes_along(
     (tmp_path / "b.mp4").unlink()
     (tmp_path / "c.mp4").unlink()
     assert datamodule(CSVManifest(path, missing="skip")).class_names == ["run", "sit"]
-    assert "; 2 of the 4 classes have no video" in caplog.text
+    assert "; 2 of the 4 classes have none to train on and drop out: fly, jump" in caplog.text
 
 
 def test_a_video_without_label_is_not_one_of_no_class(tmp_path: Path) -> None:

@@ -6,13 +6,16 @@ from importlib import import_module
 from types import ModuleType
 
 MODULES = (
+    "benchmarks",
     "cache",
     "datamodule",
     "dataset",
     "deadline",
+    "exclusion",
     "generated",
     "inspection",
     "listing",
+    "lists",
     "packets",
     "protocols",
     "pyav_video",

@@ -14,10 +14,12 @@ from typing import Any, Literal, TypedDict, get_args
 import torch
 import torch.distributed
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from cnnbert.data.dataset import Sample, VideoDataset
+from cnnbert.data.exclusion import Exclusion
 from cnnbert.data.generated import GeneratedActions
 from cnnbert.data.protocols import PROTOCOLS, Average, CountFailed, Protocol
 from cnnbert.data.readers import DecordReader, VideoReader
@@ -93,6 +95,8 @@ class VideoDataModule(LightningDataModule):
             where the network runs on the CPU too.
         class_names: The classes in the order of the model's outputs. By default the source's; a checkpoint brings
             its own, and the source's must be among them.
+        exclude: A CSV file with columns `path` and `verdict`, as `cnnbert check` writes it: videos whose verdict is
+            not `ok` are left out of training, validation and testing. The division of the videos stays as it is.
         label_separator: What parts the classes in a label, such as | in run|jump, where a video may have several
             classes or none; a video of no class has the separator alone as its label. By default a label is one class.
         seed: Seeds shuffling, sampling and augmentation; by default the run's (`seed_everything`).
@@ -125,6 +129,7 @@ class VideoDataModule(LightningDataModule):
         batch_size: int = 8,
         num_workers: int | None = None,
         class_names: list[str] | None = None,
+        exclude: str | None = None,
         label_separator: str | None = None,
         seed: int | None = None,
     ) -> None:
@@ -186,6 +191,7 @@ class VideoDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.given_class_names = class_names
+        self.exclusion = None if exclude is None else Exclusion(exclude)
         self.label_separator = label_separator
         self.seed = seed
         self.datasets: dict[str, VideoDataset] = {}
@@ -235,13 +241,23 @@ class VideoDataModule(LightningDataModule):
             cache_gib = self.cache_gib * len(records[split]) / num_videos if stage == "fit" else 0.0
             self.datasets[split] = self._dataset(split, records[split], cache_gib)
             self.failures[split] = {}
+        if self.exclusion is not None and stage != "predict":
+            counts = [f"{number} {split}" for split, number in self.exclusion.num_left_out.items()]
+            rank_zero_info(f"left out by {self.exclusion.path}: {' and '.join(counts)} videos")
+            if self.exclusion.num_known == 0 and self._rank_and_world_size()[0] == 0:
+                logger.warning("%s has no line for any of these videos; it may be of others", self.exclusion.path)
+
+    def records(self, split: str) -> list[VideoRecord]:
+        """Return the source's videos of a split without those that `exclude` names, which only predicting keeps."""
+        records = self.source.records(split)
+        return records if self.exclusion is None or split == "predict" else self.exclusion.kept(split, records)
 
     def _records(self, split: str) -> list[VideoRecord]:
         """Return a split's videos, their labels checked."""
         listed = "test" if split == "val" and self.validate_on_test else split
-        records = self.source.records(listed)
+        records = self.records(listed)
         if split == "train" and self.validate_on_test:
-            records = records + self.source.records("val")
+            records = records + self.records("val")
         if split != "predict":
             self._check(listed, records)
         return records

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Literal, get_args
 
 from cnnbert.data.records import VideoRecord, split_label
@@ -27,11 +26,10 @@ class Listing:
         listed_in: The files, as messages call them.
         remedy: What helps where videos are not there, such as "correct root".
         missing: `error` raises if a video that is asked for is not there; `skip` leaves all such videos out, and says
-            so once.
+            so once. A class that then has no training video drops out, with its other videos.
         val_fraction: Share of the videos for validation where no row has the split `val`.
         test_fraction: Share of the videos for testing where no row has any split.
         split_seed: Chooses among equally good divisions.
-        found: The paths that are there; by default each is looked for.
         label_separator: What parts the classes in a label; None where a label is one class.
     """
 
@@ -44,7 +42,6 @@ class Listing:
         val_fraction: float,
         test_fraction: float = 0.0,
         split_seed: int = 0,
-        found: Collection[str] | None = None,
         label_separator: str | None = None,
     ) -> None:
         self.rows = rows
@@ -54,40 +51,58 @@ class Listing:
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.split_seed = split_seed
-        self.found = found
         self.label_separator = label_separator
+        self._folders: dict[str, frozenset[str]] = {}
 
     @cached_property
     def there(self) -> Sequence[tuple[str | None, VideoRecord]]:
-        """The rows that are used: all, or under `skip` those whose video is there."""
+        """All rows, or under `skip` those whose video is there."""
         if self.missing == "error":
             return self.rows
-        there = [row for row in self.rows if self._is_there(row[1])]
+        absent = self._absent([record for _, record in self.rows])
+        there = [row for row in self.rows if row[1].path not in absent]
         if not there and self.rows:
             raise InputError(
                 f"none of the {len(self.rows)} videos listed in {self.listed_in} is there, the first of them "
                 f"{self.rows[0][1].path}; {self.remedy}"
             )
-        if len(there) < len(self.rows) and _first_process():
-            first = next(record.path for _, record in self.rows if not self._is_there(record))
-            labels = self._classes(self.rows)
-            lost = labels - self._classes(there)
-            logger.warning(
-                "skipped %d of the %d videos listed in %s, which are not there, the first of them %s%s",
-                len(self.rows) - len(there),
-                len(self.rows),
-                self.listed_in,
-                first,
-                f"; {len(lost)} of the {len(labels)} classes have no video" if lost else "",
-            )
         return there
 
-    def classes_there(self, names: Sequence[str]) -> list[str]:
+    @cached_property
+    def used(self) -> Sequence[tuple[str | None, VideoRecord]]:
+        """The rows to train, validate and test on: all, or under `skip` those there of classes that can be learned."""
+        training = self._classes([row for row in self.there if row[0] == "train"])
+        if self.missing == "error" or not training:  # none: no row has a split, or only test videos are there
+            used = self.there
+        else:
+            used = [row for row in self.there if training.issuperset(self._classes([row]))]
+        if len(self.there) < len(self.rows) and _first_process():
+            logger.warning("%s", self._told_of_skipped(used))
+        return used
+
+    def _told_of_skipped(self, used: Sequence[tuple[str | None, VideoRecord]]) -> str:
+        absent = list(self._absent([record for _, record in self.rows]))
+        num_absent = len(self.rows) - len(self.there)
+        told = (
+            f"skipped {num_absent} of the {len(self.rows)} videos listed in {self.listed_in}, which are not there, "
+            f"the first of them {', '.join(absent[:3])}"
+        )
+        classes = self._classes(self.rows)
+        lost = sorted(classes - self._classes(used))
+        if lost:
+            others = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+            told += f"; {len(lost)} of the {len(classes)} classes have none to train on and drop out: "
+            told += ", ".join(lost[:3]) + others
+        if len(used) < len(self.there):
+            told += f", with {len(self.there) - len(used)} videos that are there"
+        return told
+
+    def classes_used(self, names: Sequence[str]) -> list[str]:
         """Return those of the classes that the rows in use have, in the order given; under `error` all."""
         if self.missing == "error":
             return list(names)
-        there = self._classes(self.there)
-        return [name for name in names if there.issuperset(split_label(name, self.label_separator))]
+        used = self._classes(self.used)
+        return [name for name in names if used.issuperset(split_label(name, self.label_separator))]
 
     def _classes(self, rows: Sequence[tuple[str | None, VideoRecord]]) -> set[str]:
         labels = {record.label for _, record in rows if record.label is not None}
@@ -106,24 +121,34 @@ class Listing:
             return self._checked([record for _, record in self.there])
         if split not in SPLITS:
             raise InputError(f"split={split!r} is not one of {', '.join(SPLITS)}, predict")
-        listed = {name for name, _ in self.rows}
+        listed = self._listed_splits
         if listed == {None}:
-            return self._checked(self._divided([record for _, record in self.there], self.test_fraction)[split])
-        chosen = [record for name, record in self.there if name == split]
+            return self._checked(self._division[split])
+        chosen = [record for name, record in self.used if name == split]
         if split in listed and not chosen:
             raise InputError(
-                f"none of the videos listed in {self.listed_in} for the split {split!r} is there; {self.remedy}"
+                f"none of the videos listed in {self.listed_in} for the split {split!r} can be used, as they, or all "
+                f"training videos of their classes, are not there; {self.remedy}"
             )
         if split in ("train", "val") and "val" not in listed:
-            chosen = self._divided([record for name, record in self.there if name == "train"], 0.0)[split]
+            chosen = self._division[split]
         return self._checked(chosen)
 
-    def _divided(self, records: Sequence[VideoRecord], test_fraction: float) -> dict[str, list[VideoRecord]]:
+    @cached_property
+    def _listed_splits(self) -> set[str | None]:
+        return {split for split, _ in self.rows}
+
+    @cached_property
+    def _division(self) -> dict[str, list[VideoRecord]]:
+        """All videos if they have no splits, else the training videos, divided."""
+        divides_all = self._listed_splits == {None}
+        test_fraction = self.test_fraction if divides_all else 0.0
         shares = {"train": 1 - self.val_fraction - test_fraction, "val": self.val_fraction, "test": test_fraction}
+        records = [record for split, record in self.used if divides_all or split == "train"]
         return split_records(records, shares, self.split_seed, self.label_separator)
 
     def _checked(self, records: list[VideoRecord]) -> list[VideoRecord]:
-        absent = [] if self.missing == "skip" else [r.path for r in records if not self._is_there(r)]
+        absent = list(self._absent(records)) if self.missing == "error" else []
         if absent:
             raise InputError(
                 f"{len(absent)} of the {len(records)} videos listed in {self.listed_in} are not there, the first of "
@@ -131,8 +156,19 @@ class Listing:
             )
         return records
 
-    def _is_there(self, record: VideoRecord) -> bool:
-        return Path(record.path).is_file() if self.found is None else record.path in self.found
+    def _absent(self, records: Sequence[VideoRecord]) -> dict[str, None]:
+        """Return the paths that are no file, in order; each folder is read once, which is quick on network drives."""
+        paths = dict.fromkeys(record.path for record in records)
+        return {path: None for path in paths if os.path.basename(path) not in self._files(os.path.dirname(path))}
+
+    def _files(self, folder: str) -> frozenset[str]:
+        if folder not in self._folders:
+            try:
+                with os.scandir(folder or ".") as entries:
+                    self._folders[folder] = frozenset(entry.name for entry in entries if entry.is_file())
+            except (FileNotFoundError, NotADirectoryError):
+                self._folders[folder] = frozenset()
+        return self._folders[folder]
 
 
 def check_missing(missing: str) -> None:

@@ -156,7 +156,8 @@ class CSVManifest(VideoSource):
         test_fraction: Share of the videos for testing where the file has no split column, in [0, 1).
         split_seed: Chooses among equally good divisions.
         fold: Takes the division of the column with this number, `split1` for 1, in place of `split`.
-        missing: What happens where videos are not there: an `error`, or `skip` leaves them out and says so.
+        missing: What happens where videos are not there: an `error`, or `skip` leaves them out and says so. Classes
+            that then have no training video drop out, with their other videos.
     """
 
     COLUMNS = ("path", "label", "split", "start_seconds", "end_seconds", "group")
@@ -189,11 +190,11 @@ class CSVManifest(VideoSource):
     def class_names(self) -> list[str]:
         """The classes given, or the labels of the file, sorted (by value where they are numbers)."""
         if self.given_class_names is not None:
-            return list(self.given_class_names)
+            return self._listing.classes_used(self.given_class_names)
         labels = {record.label for _, record in self._rows if record.label is not None}
         if not labels:
             raise InputError(f"{self.path} names no label; fill its label column")
-        return self._listing.classes_there(sorted_labels(labels, str(self.path)))
+        return self._listing.classes_used(sorted_labels(labels, str(self.path)))
 
     def records(self, split: str) -> list[VideoRecord]:
         """Return the videos of a split, in the file's order."""
@@ -290,7 +291,7 @@ class CSVManifest(VideoSource):
 
     def _check_labels(self) -> None:
         known = _classes(self.class_names, self.label_separator)
-        for _, record in self._listing.there:
+        for _, record in self._listing.used:
             if record.label is None:
                 none = f", and a video of no class has the label {self.label_separator}" if self.label_separator else ""
                 raise InputError(f"{self.path} gives no label for {record.path}; only predict can do without{none}")

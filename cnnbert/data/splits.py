@@ -17,10 +17,11 @@ def split_records(
     """Divide records among splits, a class at a time in the same shares, without parting a group.
 
     Groups are taken from the largest to the smallest, in an order drawn from the seed among equals, and each goes
-    to the split that lacks most of its classes' clips. The same records and seed give the same division.
+    to the split that lacks most of its classes' clips. The same records and seed give the same division, in whatever
+    order and folder they are.
 
     Args:
-        records: What to divide. Records without a group are their own group.
+        records: What to divide. Pieces of one file without a group are a group.
         fractions: The share of each split, in [0, 1], summing to 1; shares of 0 stay empty.
         seed: Chooses among the divisions that are equally good.
         label_separator: What parts the classes in a label; None where a label is one class.
@@ -30,7 +31,7 @@ def split_records(
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for i, record in enumerate(records):
-        groups[f"group {record.group}" if record.group is not None else f"record {i:09d}"].append(i)
+        groups[f"file {record.path}" if record.group is None else f"group {record.group}"].append(i)
     order = sorted(groups)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda name: -len(groups[name]))
@@ -42,7 +43,7 @@ def split_records(
     splits = [split for split, share in fractions.items() if share > 0]
     chosen: dict[int, str] = {}
     for name in order:
-        counts = Counter(label for i in groups[name] for label in classes[i])
+        counts = dict(sorted(Counter(label for i in groups[name] for label in classes[i]).items()))
         need = {s: sum(n * missing[s, label] / totals[label] for label, n in counts.items()) for s in splits}
         best = max(splits, key=lambda s: need[s])
         for label, n in counts.items():
