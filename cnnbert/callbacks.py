@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from cnnbert.data.datamodule import VideoDataModule
-from cnnbert.data.sources import CSVManifest
+from cnnbert.data.manifest import manifest
 from cnnbert.errors import InputError
 from cnnbert.machine import describe
 from cnnbert.runs import CHECKPOINTS
@@ -96,16 +96,10 @@ class VideosFile(Callback):
         else:
             with suppress(InputError):  # no test videos, or not here
                 splits["test"] = data.records("test")
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(CSVManifest.COLUMNS)
-        for split, records in splits.items():
-            for record in records:
-                end = "" if record.end_seconds is None else record.end_seconds
-                facts = [record.label, split, record.start_seconds, end, record.group or ""]
-                writer.writerow([os.path.abspath(record.path), *facts])
+        rows = [(split, record) for split, records in splits.items() for record in records]
+        absolute = [(split, replace(record, path=os.path.abspath(record.path))) for split, record in rows]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, text.getvalue())
+        write_whole(self.path, manifest(absolute))
 
 
 class PredictionsFile(Callback):

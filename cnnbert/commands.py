@@ -11,12 +11,14 @@ from cnnbert.bench import bench_data
 from cnnbert.check import check
 from cnnbert.folds import splits
 from cnnbert.ltm import import_checkpoint
+from cnnbert.prepare import prepare
 from cnnbert.summary import summary
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "bench-data": bench_data,
     "check": check,
     "import-checkpoint": import_checkpoint,
+    "prepare": prepare,
     "splits": splits,
     "summary": summary,
 }

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cnnbert.data.listing import Listing, Missing, check_fractions, check_missing
+from cnnbert.data.manifest import COLUMNS
 from cnnbert.data.records import VideoRecord, split_label
 from cnnbert.data.splits import SPLITS, split_records
 from cnnbert.errors import InputError
@@ -160,8 +161,6 @@ class CSVManifest(VideoSource):
             that then have no training video drop out, with their other videos.
     """
 
-    COLUMNS = ("path", "label", "split", "start_seconds", "end_seconds", "group")
-
     def __init__(
         self,
         path: str,
@@ -246,11 +245,11 @@ class CSVManifest(VideoSource):
             try:
                 reader = csv.DictReader(file, strict=True)
                 columns = reader.fieldnames or []
-                known = [name for name in columns if name in self.COLUMNS or NUMBERED_SPLIT.fullmatch(name)]
+                known = [name for name in columns if name in COLUMNS or NUMBERED_SPLIT.fullmatch(name)]
                 if "path" not in columns or known != columns:
                     raise InputError(
                         f"{self.path} has the columns {', '.join(columns) or '(none)'}; "
-                        f"expected path,label and any of {','.join(self.COLUMNS[2:])},split1,split2,..."
+                        f"expected path,label and any of {','.join(COLUMNS[2:])},split1,split2,..."
                     )
                 rows = [self._parse(reader.line_num, row) for row in reader]
             except (csv.Error, UnicodeDecodeError) as error:
