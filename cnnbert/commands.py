@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 
 from cnnbert.bench import bench_data
 from cnnbert.check import check
+from cnnbert.clips import clips
 from cnnbert.folds import splits
 from cnnbert.ltm import import_checkpoint
 from cnnbert.prepare import prepare
@@ -17,6 +18,7 @@ from cnnbert.summary import summary
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "bench-data": bench_data,
     "check": check,
+    "clips": clips,
     "import-checkpoint": import_checkpoint,
     "prepare": prepare,
     "splits": splits,

@@ -167,9 +167,9 @@ def _not_made(targets: Mapping[str, Path], comments: Mapping[str, str]) -> list[
     return waiting
 
 
-def _copy(encoding: Encoding, job: tuple[str, str, str]) -> int:
+def _copy(encoding: Encoding, job: tuple[str, str, str]) -> None:
     source, target, comment = job
-    return encode(source, Path(target), encoding, comment)
+    encode(source, {Path(target): slice(None)}, encoding, comment)
 
 
 def _parts(folder: Path) -> Iterator[Path]:

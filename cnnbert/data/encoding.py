@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,41 +57,40 @@ class Encoding:
         return {"crf": str(self.crf), "preset": self.preset, "tune": "fastdecode", "x264-params": fixed}
 
 
-def encode(source: str, target: Path, encoding: Encoding, comment: str = "", piece: slice = slice(None)) -> int:
-    """Write a video, or a piece of it, anew, and return its number of frames.
+def encode(source: str, pieces: Mapping[Path, slice], encoding: Encoding, comment: str = "") -> None:
+    """Write pieces of a video, or all of it, anew, decoding it once.
 
     Every frame is kept, in its order and upright, with square pixels; they follow one another at the rate that readers
-    give for the source, the average where it varies. The file is there whole or not at all.
+    give for the source, the average where it varies. Files are there whole or not at all.
 
     Args:
         source: The video.
-        target: The file to write, an MP4 file; its folder exists.
+        pieces: The files to write, MP4 files in folders that exist, and for each the first frame and the first after
+            the last; slice(None) is all.
         encoding: How.
-        comment: Stands in the file's metadata.
-        piece: The first frame and the first after the last; all by default.
+        comment: Stands in the files' metadata.
 
     Raises:
-        VideoReadError: The source cannot be read to its end without damage.
-        OSError: The target cannot be written.
+        VideoReadError: The source cannot be read without damage as far as is needed.
+        OSError: A target cannot be written.
     """
     with PyAVReader(read_timeout_seconds=float("inf")).open(source) as video:
-        num_frames = len(range(*piece.indices(video.num_frames)))
         rate = Fraction(video.fps).limit_denominator(100_000)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        wanted = {target: range(*piece.indices(video.num_frames)) for target, piece in pieces.items()}
+    writers = [_Writer(target, frames, rate, encoding, comment) for target, frames in wanted.items()]
     try:
-        try:
-            num_written = _write(source, part, rate, encoding, comment, piece)
-        except av.FFmpegError as error:  # from writing, as reading raises VideoReadError
-            raise OSError(error.errno, error.strerror, str(target)) from error
-        if num_written != num_frames:
-            raise VideoReadError(source, f"it has {num_frames} frames, of which {num_written} could be encoded")
-        num_read = _count(part)
-        if num_read != num_frames:
-            raise VideoReadError(source, f"it has {num_frames} frames, but its copy {num_read}")
-        os.replace(part, target)
+        last = max(writer.wanted.stop for writer in writers)
+        for number, frame in enumerate(_frames(source, encoding.short_side, last)):
+            for writer in writers:
+                if number in writer.wanted:
+                    writer.add(frame, source)
+        for writer in writers:
+            writer.finish(source)
+    except av.FFmpegError as error:  # from writing, as reading raises VideoReadError
+        raise OSError(error.errno, error.strerror, str(writers[0].target)) from error
     finally:
-        part.unlink(missing_ok=True)
-    return num_frames
+        for writer in writers:
+            writer.part.unlink(missing_ok=True)
 
 
 def comment_of(path: Path) -> str:
@@ -102,45 +102,69 @@ def comment_of(path: Path) -> str:
         return ""
 
 
-def _write(source: str, part: Path, rate: Fraction, encoding: Encoding, comment: str, piece: slice) -> int:
-    flags = {"movflags": "+faststart", "fflags": "+bitexact"}
-    number = 0
-    # "file:" keeps a name such as "a:b.mp4" from being taken for a protocol.
-    with av.open(f"file:{part}", "w", format="mp4", container_options=flags) as container:
-        container.metadata["comment"] = comment
-        stream: Any = None
-        for frame in _frames(source, encoding, piece):
-            if stream is None:
-                stream = container.add_stream("libx264", rate, options=encoding.options)
-                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
-                stream.codec_context.gop_size = encoding.gop
-                stream.codec_context.flags |= av.codec.context.Flags.bitexact
-            if (frame.width, frame.height) != (stream.width, stream.height):
-                raise VideoReadError(source, "its frames have different sizes")
-            frame.pts, frame.time_base = number, 1 / rate
-            container.mux(stream.encode(frame))
-            number += 1
-        if stream is not None:
-            container.mux(stream.encode())
-    with part.open("rb") as written:
-        os.fsync(written.fileno())
-    return number
+class _Writer:
+    """Writes one file, beside its place until it is whole."""
+
+    def __init__(self, target: Path, wanted: range, rate: Fraction, encoding: Encoding, comment: str) -> None:
+        self.target = target
+        self.part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        self.wanted = wanted
+        self.rate = rate
+        self.encoding = encoding
+        self.comment = comment
+        self.num_written = 0
+        self._container: Any = None
+        self._stream: Any = None
+
+    def add(self, frame: Any, source: str) -> None:
+        """Write the next frame, and after the last close the file."""
+        if self._container is None:
+            self._open(frame)
+        if (frame.width, frame.height) != (self._stream.width, self._stream.height):
+            raise VideoReadError(source, "its frames have different sizes")
+        frame.pts, frame.time_base = self.num_written, 1 / self.rate
+        self._container.mux(self._stream.encode(frame))
+        self.num_written += 1
+        if self.num_written == len(self.wanted):
+            self._container.mux(self._stream.encode())
+            self._container.close()
+            with self.part.open("rb") as written:
+                os.fsync(written.fileno())
+
+    def finish(self, source: str) -> None:
+        """Count the frames of the file by decoding it, and put it in its place."""
+        if self.num_written != len(self.wanted):
+            raise VideoReadError(
+                source, f"only {self.num_written} of the {len(self.wanted)} frames wanted of it can be decoded"
+            )
+        with av.open(f"file:{self.part}") as container:
+            num_read = sum(not frame.is_corrupt for frame in container.decode(video=0))
+        if num_read != self.num_written:
+            raise VideoReadError(source, f"of its {self.num_written} frames a copy has {num_read}")
+        os.replace(self.part, self.target)
+
+    def _open(self, frame: Any) -> None:
+        flags = {"movflags": "+faststart", "fflags": "+bitexact"}
+        # "file:" keeps a name such as "a:b.mp4" from being taken for a protocol.
+        self._container = av.open(f"file:{self.part}", "w", format="mp4", container_options=flags)
+        self._container.metadata["comment"] = self.comment
+        self._stream = self._container.add_stream("libx264", self.rate, options=self.encoding.options)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = frame.width, frame.height, "yuv420p"
+        self._stream.codec_context.gop_size = self.encoding.gop
+        self._stream.codec_context.flags |= av.codec.context.Flags.bitexact
 
 
-def _frames(source: str, encoding: Encoding, piece: slice) -> Iterator[Any]:
-    """Yield the frames of a video in order: upright, with square pixels, in their new size."""
+def _frames(source: str, short_side: int, end: int) -> Iterator[Any]:
+    """Yield the first frames of a video in order: upright, with square pixels, in their new size."""
     convert = VideoReformatter()
     try:
         with av.open(f"file:{source}", metadata_errors="replace") as container:
             stream: Any = container.streams.best("video")
             stream.codec_context.thread_count = 1
-            for number, frame in enumerate(container.decode(stream)):
-                if piece.stop is not None and number >= piece.stop:
-                    return
+            for number, frame in enumerate(islice(container.decode(stream), end)):
                 if frame.is_corrupt:
                     raise VideoReadError(source, f"frame {number} is damaged")
-                if number >= (piece.start or 0):
-                    yield _scaled(frame, float(stream.sample_aspect_ratio or 1), encoding.short_side, convert)
+                yield _scaled(frame, float(stream.sample_aspect_ratio or 1), short_side, convert)
     except av.FFmpegError as error:
         raise VideoReadError(source, error.strerror or str(error)) from error
 
@@ -157,9 +181,3 @@ def _scaled(frame: Any, aspect: float, short_side: int, convert: VideoReformatte
         return scaled
     turned = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns), np.uint8)
     return av.VideoFrame.from_ndarray(turned, "rgb24").reformat(format="yuv420p", threads=1)
-
-
-def _count(path: Path) -> int:
-    """Return the frames of a video by decoding it."""
-    with av.open(f"file:{path}") as container:
-        return sum(not frame.is_corrupt for frame in container.decode(video=0))
