@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from cnnbert.callbacks import write_whole
-from cnnbert.data.encoding import Encoding, comment_of, encode
+from cnnbert.data.encoding import Encoding, comment_of, encode_whole
 from cnnbert.data.manifest import manifest
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.sources import CSVManifest, Folder, VideoSource
@@ -80,7 +80,9 @@ def prepare(
         target.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
     try:
-        for (path, *_), got in map_files(partial(_copy, encoding), jobs, num_workers, timeout_seconds, "prepare"):
+        for (path, *_), got in map_files(
+            partial(encode_whole, encoding), jobs, num_workers, timeout_seconds, "prepare"
+        ):
             if isinstance(got, Exception):
                 failed[path] = getattr(got, "why", None) or str(got) or type(got).__name__
                 if isinstance(got, OSError):
@@ -96,7 +98,7 @@ def prepare(
         print(f"cannot copy {path}: {why}", flush=True)
     told = f"; {len(failed)} could not be read, see {folder / 'failed.csv'}" if failed else ""
     print(
-        f"{len(targets) - len(failed)} of {len(targets)} videos have copies in {folder / 'videos.csv'}{told}",
+        f"{len(targets) - len(failed)} of {len(targets)} videos are listed in {folder / 'videos.csv'}{told}",
         flush=True,
     )
     return 1 if failed else 0
@@ -165,11 +167,6 @@ def _not_made(targets: Mapping[str, Path], comments: Mapping[str, str]) -> list[
     if num_others:
         print(f"{num_others} copies were made of other originals or by other settings, and are made anew", flush=True)
     return waiting
-
-
-def _copy(encoding: Encoding, job: tuple[str, str, str]) -> None:
-    source, target, comment = job
-    encode(source, {Path(target): slice(None)}, encoding, comment)
 
 
 def _parts(folder: Path) -> Iterator[Path]:

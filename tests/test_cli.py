@@ -52,7 +52,7 @@ def checkpoint(trained: Path, workplace: Path) -> Path:
 
 def test_a_run_leaves_config_and_checkpoints(trained, videos):
     folder = run_folder(trained, "fit")
-    assert {path.name for path in folder.iterdir()} == {"config.yaml", "checkpoints", "metrics.csv"}
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "videos.csv", "checkpoints", "metrics.csv"}
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["model"]["head"]["init_args"]["num_heads"] == 4

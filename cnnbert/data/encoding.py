@@ -12,6 +12,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
 from cnnbert.data.readers import PyAVReader
@@ -93,6 +94,12 @@ def encode(source: str, pieces: Mapping[Path, slice], encoding: Encoding, commen
             writer.part.unlink(missing_ok=True)
 
 
+def encode_whole(encoding: Encoding, job: tuple[str, str, str]) -> None:
+    """Write a whole video anew; `job` is the video, the file to write and its comment. See `encode`."""
+    source, target, comment = job
+    encode(source, {Path(target): slice(None)}, encoding, comment)
+
+
 def comment_of(path: Path) -> str:
     """Return the comment in a video's metadata; "" where there is none, or no video."""
     try:
@@ -123,6 +130,7 @@ class _Writer:
         if (frame.width, frame.height) != (self._stream.width, self._stream.height):
             raise VideoReadError(source, "its frames have different sizes")
         frame.pts, frame.time_base = self.num_written, 1 / self.rate
+        frame.pict_type = PictureType.NONE  # else key frames stay key frames
         self._container.mux(self._stream.encode(frame))
         self.num_written += 1
         if self.num_written == len(self.wanted):
