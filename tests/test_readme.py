@@ -40,11 +40,17 @@ def commands() -> list[list[str]]:
     return [shlex.split(part)[1:] for part in parts if re.match(r"(\.venv/bin/)?cnnbert ", part)]
 
 
+def command(name):
+    """Return the words of the README's only command of a name."""
+    (found,) = (words for words in commands() if words[0] == name)
+    return found
+
+
 def test_every_block_is_known():
     """Commands of another kind would need a test of their own; CI runs the two lines that install."""
     words = {shlex.split(part)[0] for block in blocks("bash") for part in re.split(r"&&|\n", block) if part.strip()}
     assert words == {"python3", ".venv/bin/pip", ".venv/bin/cnnbert", ".venv/bin/pytest", "cnnbert"}
-    assert len(commands()) == 10
+    assert len(commands()) == 12
 
 
 def test_your_own_videos(workplace, videos):
@@ -69,31 +75,48 @@ def test_other_options_that_it_names(workplace, videos):
 
 
 def test_summary(capsys):
-    assert main(commands()[5]) == 0
+    assert main(command("summary")) == 0
     assert "52,465,139" in capsys.readouterr().out
 
 
 def test_check(workplace, videos, capsys):
     shutil.copytree(videos, "my_videos")
-    assert main(commands()[6]) == 0
+    assert main(command("check")) == 0
     assert capsys.readouterr().out.endswith("27 of 27 videos are fine\n")
     assert Path("check.csv").read_text().startswith("path,verdict,why,")
-    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", README.split("## Before a")[1].split("## Pub")[0], re.MULTILINE)
+    rows = re.findall(
+        r"^\| (`\w+`(?:, `\w+`)*) \|", README.split("## Getting videos")[1].split("## Pub")[0], re.MULTILINE
+    )
     assert re.findall(r"`(\w+)`", "".join(rows)) == list(VERDICTS)
+
+
+def test_prepare(workplace, videos, capsys):
+    shutil.copytree(videos, "my_videos")
+    assert main(command("prepare")) == 0
+    assert capsys.readouterr().out.endswith("27 of 27 videos are listed in prepared/videos.csv\n")
+    (options,) = re.findall(r"`(--data data/csv.yaml --data.source.path prepared[^`]*)`", README)
+    assert main(["check", *shlex.split(options)]) == 0
+
+
+def test_clips(workplace, videos, capsys):
+    shutil.copytree(videos / "train", "long_videos")
+    assert main([*command("clips"), "--min-seconds=0"]) == 0
+    assert capsys.readouterr().out.endswith("12 clips of 12 of 12 videos, listed in clips.csv\n")
+    assert main(["check", "clips.csv"]) == 0
 
 
 def test_bench_data(workplace, videos, capsys):
     shutil.copytree(videos, "my_videos")
-    assert main([*commands()[7], *TINY_DATA, "--num-batches=1", "--num-videos=2"]) == 0
+    assert main([*command("bench-data"), *TINY_DATA, "--num-batches=1", "--num-videos=2"]) == 0
     assert "clips/s" in capsys.readouterr().out
 
 
 def test_import_checkpoint(workplace):
-    (config,) = (word for word in commands()[8] if word.endswith(".yaml"))
+    (config,) = (word for word in command("import-checkpoint") if word.endswith(".yaml"))
     small_config(config, workplace)  # a config here wins over the shipped one
     write_checkpoint(workplace / "model_best.pth.tar", ltm_network.random_state(small(config)))
     write_names(workplace / "names.txt", small(config).classes)
-    assert main(commands()[8]) == 0
+    assert main(command("import-checkpoint")) == 0
     assert cnnbert.load("model.ckpt").class_names == ["class 0", "class 1", "class 2"]
 
 
@@ -108,7 +131,7 @@ def test_splits(workplace, videos, capsys, monkeypatch):
     ]
     Path("my_splits.csv").write_text("path,label,split1,split2,split3\n" + "\n".join(lines))
     small = [*SMALL, *TINY_DATA, *TINY_RUN, "--trainer.logger=false"]
-    assert main([*commands()[9], *small]) == 0
+    assert main([*command("splits"), *small]) == 0
     assert "protocol all_clips_10_crops" in capsys.readouterr().out
     assert len(list(workplace.glob("runs/r2plus1d_bert/splits-*/splits.csv"))) == 1
 
