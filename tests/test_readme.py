@@ -67,7 +67,7 @@ def test_your_own_videos(workplace, videos):
 def test_other_options_that_it_names(workplace, videos):
     lines = [f"{path},{path.parent.name}" for path in sorted(videos.rglob("*.mp4"))]
     Path("my_videos.csv").write_text("path,label\n" + "\n".join(lines))
-    (csv_options,) = re.findall(r"`(--data data/csv.yaml [^`]*)`", README)
+    csv_options, _ = re.findall(r"`(--data data/csv.yaml [^`]*)`", README)
     (logger,) = re.findall(r"`(--trainer.logger null)`", README)
     options = [*shlex.split(csv_options), *shlex.split(logger), *SMALL, *TINY_DATA, *TINY_RUN]
     assert main(["fit", "--config=r2plus1d_bert.yaml", *options]) == 0

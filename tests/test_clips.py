@@ -1,0 +1,172 @@
+"""`cnnbert clips` finds clips in longer videos, to the frame."""
+
+from __future__ import annotations
+
+import csv
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from data.barcode import read_barcode, write_barcodes
+
+from cnnbert.cli import main
+from cnnbert.data.dataset import _piece
+from cnnbert.data.readers import DecordReader
+from cnnbert.data.sources import CSVManifest
+
+RATE = Fraction(30000, 1001)
+
+
+def rows(path: str = "clips.csv") -> list[dict[str, str]]:
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def frames(path: str = "clips.csv") -> list[tuple[str, int, int]]:
+    """Return what readers make of the clips: the video's name, the first frame shown and the last."""
+    found = []
+    for record in CSVManifest(path).records("predict"):
+        with DecordReader().open(record.path) as video:
+            first, end = _piece(record, video)
+            shown = video.frames([first, end - 1])
+            found.append((Path(record.path).name, read_barcode(shown[0]), read_barcode(shown[1])))
+    return found
+
+
+@pytest.fixture
+def long(workplace: Path) -> str:
+    Path("long/walk").mkdir(parents=True)
+    write_barcodes(workplace / "long" / "walk" / "a.avi", "mpeg4", num_frames=250, rate=RATE)
+    write_barcodes(workplace / "long" / "b.mp4", num_frames=100, rate=RATE, b_frames=3)
+    return "long"
+
+
+def test_by_rule(long: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["clips", long, "--by=rule", "--window-seconds=2", "--num-workers=1"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == "6 clips of 2 of 2 videos, listed in clips.csv\n"
+    assert frames() == [
+        ("b.mp4", 0, 59),
+        ("b.mp4", 60, 99),
+        ("a.avi", 0, 59),
+        ("a.avi", 60, 119),
+        ("a.avi", 120, 179),
+        ("a.avi", 180, 239),  # 10 frames are less than a second
+    ]
+    assert [(row["label"], row["group"]) for row in rows()] == [("", "b.mp4")] * 2 + [("walk", "walk/a.avi")] * 4
+    assert main([*command, "--step-seconds=3", "--min-seconds=2"]) == 0
+    assert frames() == [("b.mp4", 0, 59), ("a.avi", 0, 59), ("a.avi", 90, 149), ("a.avi", 180, 239)]
+    assert main([*command, "--max-seconds=1"]) == 0
+    assert frames()[:3] == [("b.mp4", 0, 29), ("b.mp4", 30, 59), ("b.mp4", 60, 79)]
+
+
+def test_by_table(long: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["path,start,end,label", "walk/a.avi,1,0:02.5,jump", "b.mp4,0,0:00:01,run", "walk/a.avi,5,8.3,run"]
+    Path("long/table.csv").write_text("\n".join(lines))
+    assert main(["clips", "long/table.csv", "--by=table"]) == 0
+    assert frames() == [("a.avi", 30, 74), ("a.avi", 150, 248), ("b.mp4", 0, 29)]
+    assert [row["label"] for row in rows()] == ["jump", "run", "run"]
+    source = CSVManifest("clips.csv", val_fraction=0.4, test_fraction=0)
+    train, val = ({record.group for record in source.records(split)} for split in ("train", "val"))
+    assert train.isdisjoint(val)
+
+
+def test_clips_are_cut_to_the_frame(long: str) -> None:
+    command = ["clips", long, "--by=rule", "--window-seconds=2", "--step-seconds=1", "--cut=cut", "--num-workers=1"]
+    assert main(command) == 0
+    assert len(rows()) == 11
+    for row in rows():
+        first, end = (int(number) for number in Path(row["path"]).stem.split("_")[-2:])
+        assert Path(row["path"]).parent.name == (row["label"] or "cut")
+        with DecordReader().open(row["path"]) as video:
+            assert video.frames([0]).shape[2:] == (64, 64)
+            assert [read_barcode(f) for f in video.frames([0, video.num_frames - 1])] == [first, end - 1]
+            assert video.num_frames == end - first
+    assert not list(Path("cut").rglob("*.part"))
+
+
+def write_scenes(path: Path, lengths: list[int]) -> None:
+    """Write a video of several scenes, each a grainy picture of its own that drifts."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", 25)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        for scene, length in enumerate(lengths):
+            torch.manual_seed(scene)
+            coarse = torch.rand(1, 3, 8, 10)
+            picture = torch.nn.functional.interpolate(coarse, size=(130, 200), mode="bilinear")[0].permute(1, 2, 0)
+            for number in range(length):
+                shown = (picture[:120, number // 2 : number // 2 + 160] * 255).byte().numpy()
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(shown), "rgb24")))
+        container.mux(stream.encode())
+
+
+def test_by_scene(workplace: Path) -> None:
+    pytest.importorskip("scenedetect")
+    write_scenes(workplace / "film.mp4", [40, 30, 10, 60])
+    assert main(["clips", "film.mp4", "--num-workers=1"]) == 0
+    times = [(float(row["start_seconds"]), float(row["end_seconds"])) for row in rows()]
+    assert times == [(0, 1.6), (1.6, 2.8), (2.8, 5.6)]  # 10 frames are no scene
+    assert main(["clips", "film.mp4", "--num-workers=1", "--min-seconds=0.2", "--max-seconds=1.3"]) == 0
+    times = [(float(row["start_seconds"]), float(row["end_seconds"])) for row in rows()]
+    assert times == [(0, 0.8), (0.8, 1.6), (1.6, 2.8), (2.8, 3.2), (3.2, 4.4), (4.4, 5.6)]
+
+
+def test_without_pyscenedetect_the_remedy_is_told(
+    long: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "scenedetect", None)
+    assert main(["clips", long]) == 1
+    assert "by=scene needs PySceneDetect" in capsys.readouterr().err
+    assert not Path("clips.csv").exists()
+
+
+def test_a_video_that_cannot_be_read_costs_only_itself(long: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("long/bad.mp4").write_text("no video")
+    assert main(["clips", long, "--by=rule"]) == 1
+    out = capsys.readouterr().out
+    assert "cannot read long/bad.mp4: FFmpeg finds no video in it" in out
+    assert "3 clips of 2 of 3 videos, listed in clips.csv" in out
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("path,start\nb.mp4,1", "has the columns path, start; it needs path, start, end and label"),
+        ("path,start,end,label\nb.mp4,2,1,x", "line 2: end=1 is not after start=2"),
+        ("path,start,end,label\nb.mp4,0,1,x\nc.mp4,0,1,x", "line 3: there is no video long/c.mp4"),
+        ("path,start,end,label\nb.mp4,0,9,x", "line 2: end=9 is past the end of long/b.mp4, 3.34 s"),
+        ("path,start,end,label\nb.mp4,soon,9,x", "line 2: start='soon' is no time; write seconds, or [h:]mm:ss"),
+        ("path,start,end,label\nb.mp4,-1,9,x", "line 2: start='-1' is no time"),
+        ("path,start,end,label\n", "lists no clip"),
+    ],
+)
+def test_mistakes_in_a_table(long: str, table: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("long/table.csv").write_text(table)
+    assert main(["clips", "long/table.csv", "--by=table"]) == 1
+    assert message in capsys.readouterr().err
+    assert not Path("clips.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--by=rule", "--window-seconds=0"], "window_seconds=0 must be above 0"),
+        (["--by=rule", "--step-seconds=-1"], "step_seconds=-1 must be above 0"),
+        (["--by=rule", "--window-seconds=0.5"], "window_seconds=0.5 is less than min_seconds=1"),
+        (
+            ["--by=rule", "--min-seconds=3", "--max-seconds=2"],
+            "min_seconds=3 must be at least 0 and at most max_seconds=2",
+        ),
+        (["--by=table"], "long is no file; by=table takes a CSV file"),
+        (["--num-workers=0"], "num_workers=0 must be at least 1"),
+        (["--timeout-seconds=0"], "timeout_seconds=0 must be above 0"),
+    ],
+)
+def test_mistakes_in_the_options(
+    long: str, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["clips", long, *options]) == 1
+    assert message in capsys.readouterr().err
