@@ -26,7 +26,7 @@ class UCF101(VideoSource):
     Args:
         root: The folder that holds both.
         fold: The official split: 1, 2 or 3.
-        videos: The folder of the videos, if it is another.
+        videos: The folder of the videos, or of the copies that `cnnbert prepare` made of them, if it is another.
         lists: The folder of the split files, if it is another.
         val_fraction: Share of the training videos for validation, which the data set does not have, in [0, 1).
         split_seed: Chooses among equally good divisions.
@@ -72,8 +72,7 @@ class UCF101(VideoSource):
 
     @cached_property
     def _listing(self) -> Listing:
-        videos = _video_folder(self.root, self.videos, ("UCF-101", "videos"))
-        flat = set(os.listdir(videos))
+        videos = _Videos(_video_folder(self.root, self.videos, ("UCF-101", "videos")))
         known = set(self._every_class)
         rows: list[tuple[str | None, VideoRecord]] = []
         for split in ("train", "test"):
@@ -85,11 +84,27 @@ class UCF101(VideoSource):
                         f"{path}: {line!r} does not name a video CLASS/v_CLASS_gNN_cNN.avi of a known class"
                     )
                 label, name, group = match.groups()
-                place = videos / name if name in flat else videos / label / name
-                rows.append((split, VideoRecord(str(place), label, group=f"{label}_{group}")))
+                rows.append((split, VideoRecord(str(videos.place(label, name)), label, group=f"{label}_{group}")))
         listed_in = f"{self.lists} (split {self.fold})"
         remedy = "correct root or videos"
         return Listing(rows, listed_in, remedy, self.missing, self.val_fraction, split_seed=self.split_seed)
+
+
+class _Videos:
+    """The videos of a data set: in a folder per class, or side by side; or copies of them, whose suffix is mp4."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.names = {"": set(os.listdir(folder))}
+
+    def place(self, label: str, name: str) -> Path:
+        """Return where a video is, or, if it is not there, where it would be."""
+        if label not in self.names:
+            inside = self.folder / label
+            self.names[label] = set(os.listdir(inside)) if inside.is_dir() else set()
+        places = [(part, one) for one in (name, f"{Path(name).stem}.mp4") for part in (label, "")]
+        part, found = next((place for place in places if place[1] in self.names[place[0]]), (label, name))
+        return self.folder / part / found
 
 
 class HMDB51(VideoSource):
@@ -102,7 +117,7 @@ class HMDB51(VideoSource):
     Args:
         root: The folder that holds both.
         fold: The official split: 1, 2 or 3.
-        videos: The folder of the videos, if it is another.
+        videos: The folder of the videos, or of the copies that `cnnbert prepare` made of them, if it is another.
         lists: The folder of the split files, if it is another.
         val_fraction: Share of the training videos for validation, which the data set does not have, in [0, 1).
         split_seed: Chooses among equally good divisions.
@@ -148,8 +163,7 @@ class HMDB51(VideoSource):
 
     @cached_property
     def _listing(self) -> Listing:
-        videos = _video_folder(self.root, self.videos, ("hmdb51_org", "videos"))
-        flat = set(os.listdir(videos))
+        videos = _Videos(_video_folder(self.root, self.videos, ("hmdb51_org", "videos")))
         rows: list[tuple[str | None, VideoRecord]] = []
         for label in self._every_class:
             path = self.lists / f"{label}_test_split{self.fold}.txt"
@@ -158,9 +172,8 @@ class HMDB51(VideoSource):
                 if not name.endswith(".avi") or number not in ("0", "1", "2"):
                     raise InputError(f"{path}: {line!r} is not VIDEO.avi and 0, 1 or 2")
                 film = re.match(rf"(.+)_{re.escape(label)}_", name)
-                place = videos / name if name in flat else videos / label / name
                 split = {"1": "train", "2": "test"}.get(number)  # 0 is in neither
-                rows.append((split, VideoRecord(str(place), label, group=film and film[1])))
+                rows.append((split, VideoRecord(str(videos.place(label, name)), label, group=film and film[1])))
         listed_in = f"{self.lists} (split {self.fold})"
         remedy = "correct root or videos"
         return Listing(rows, listed_in, remedy, self.missing, self.val_fraction, split_seed=self.split_seed)

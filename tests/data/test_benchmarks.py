@@ -67,6 +67,20 @@ def test_ucf101_with_folders_of_other_names(ucf101):
     assert {Path(r.path).parent for r in source.records("train")} == {flat}
 
 
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_copies_with_another_suffix_are_found(ucf101, is_flat):
+    copies = ucf101.parent / "copies"
+    for path in ucf101.rglob("*.avi"):
+        copy = copies / ("" if is_flat else path.parent.name) / f"{path.stem}.mp4"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.touch()
+    original, copied = UCF101(str(ucf101)), UCF101(str(ucf101), videos=str(copies))
+    for split in ("train", "val", "test"):
+        a, b = original.records(split), copied.records(split)
+        assert [(Path(r.path).stem, r.label, r.group) for r in a] == [(Path(r.path).stem, r.label, r.group) for r in b]
+        assert all(Path(record.path).suffix == ".mp4" and Path(record.path).is_file() for record in b)
+
+
 @pytest.mark.parametrize(
     ("gone", "message"),
     [
