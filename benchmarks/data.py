@@ -23,12 +23,12 @@ import av
 import decord
 import numpy as np
 import torch
-from cnnbert.prepare import prepare
 from torch.utils.data import DataLoader, Dataset
 
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.sources import VideoSource
+from cnnbert.prepare import prepare
 
 FPS = 25
 AIMS = {
@@ -148,7 +148,7 @@ def compare(folder: Path, seconds: int, num_videos: int, rounds: int) -> list[tu
     originals.mkdir()
     for number in range(num_videos):
         draw(originals / f"{number:03}.mp4", seconds, number)
-    prepare(str(originals), str(folder / f"prepared_{seconds}s"))
+    prepare(str(originals), out=str(folder / f"prepared_{seconds}s"))
     views = module(originals, test_protocol="10_clips_3_crops")
     cached = endless(module(originals, cache="ram").train_dataloader())
     for _ in range(num_videos // 8 + 1):

@@ -243,9 +243,9 @@ class _TimedTransform(ClipTransform):
         resized: Tensor = self.steps[0](frames)
         return resized
 
-    def crops(self, frames: Tensor) -> Tensor:
+    def crops(self, frames: Tensor) -> list[Tensor]:
         """Return crops; see `ClipTransform.crops`."""
-        crops: Tensor = self.steps[1](frames)
+        crops: list[Tensor] = self.steps[1](frames)
         return crops
 
 

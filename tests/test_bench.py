@@ -61,7 +61,7 @@ def test_generated_clips_and_workers(workplace: Path, capsys: pytest.CaptureFixt
 
 
 class SlowTransform(EvalTransform):
-    def crops(self, frames: Tensor) -> Tensor:
+    def crops(self, frames: Tensor) -> list[Tensor]:
         time.sleep(0.2)
         return super().crops(frames)
 

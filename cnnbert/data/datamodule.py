@@ -16,7 +16,7 @@ import torch.distributed
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 from cnnbert.data.dataset import Sample, VideoDataset
 from cnnbert.data.exclusion import Exclusion
@@ -490,7 +490,8 @@ def collate(samples: list[Sample]) -> Batch:
     return {
         "index": torch.tensor([sample["index"] for sample in read], dtype=torch.int64),
         "label": torch.tensor([sample["label"] for sample in read], dtype=torch.int64),
-        "clip": torch.stack(clips).permute(0, 1, 5, 2, 3, 4) if read else torch.empty(0, dtype=torch.uint8),
+        # In a reading process it stacks them in the memory that the batch is sent in.
+        "clip": default_collate(clips).permute(0, 1, 5, 2, 3, 4) if read else torch.empty(0, dtype=torch.uint8),
         "failures": [sample for sample in samples if "failure" in sample],
     }
 

@@ -98,7 +98,7 @@ class VideoDataset(Dataset[Sample]):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
             try:
-                views = [crops.permute(0, 1, 3, 4, 2) for crops in self._crops(index)]  # (N, T, H', W', 3)
+                views = [view.permute(0, 2, 3, 1) for view in self._views(index)]  # (T, H', W', 3)
             except VideoReadError as failure:
                 return {"index": index, "label": label, "failure": failure}
             mirrored = self._mirrored(label)
@@ -108,7 +108,7 @@ class VideoDataset(Dataset[Sample]):
             else:
                 is_flipped = torch.rand(len(views)) < self.flip_probability
             views = [view.flip(-2) if flip else view for view, flip in zip(views, is_flipped, strict=True)]
-        clip = torch.cat(views) if len(views) > 1 else views[0].contiguous()  # (V, T, H', W', 3)
+        clip = torch.stack(views) if len(views) > 1 else views[0].contiguous()[None]  # (V, T, H', W', 3)
         return {"index": index, "label": label, "clip": clip.permute(0, 4, 1, 2, 3)}
 
     def _mirrored(self, label: int | list[int]) -> int | list[int]:
@@ -119,22 +119,22 @@ class VideoDataset(Dataset[Sample]):
         there = {self.mirrored_labels.get(number, number) for number, is_there in enumerate(label) if is_there}
         return [int(number in there) for number in range(len(label))]
 
-    def _crops(self, index: int) -> list[Tensor]:
-        """Return the crops, (N, T, 3, H', W'), of each clip of a video."""
+    def _views(self, index: int) -> list[Tensor]:
+        """Return the crops, (T, 3, H', W'), of the clips of a video."""
         kept = None if self.cache is None else self.cache.get(index) or self._keep(index, self.cache)
         if kept is not None:
             resized, fps = kept
             indices = self.sampler(len(resized), fps)  # (clips, T)
-            return [self.transform.crops(_select(resized, clip)) for clip in indices]
+            return [crop for clip in indices for crop in self.transform.crops(_select(resized, clip))]
         record = self.records[index]
         with self.reader.open(record.path) as video:
             first, last = _piece(record, video)
             indices = self.sampler(last - first, video.fps)
             if len(indices) == 1:
-                return [self.transform(video.frames(first + indices[0]))]
+                return self.transform.crops(self.transform.resized(video.frames(first + indices[0])))
             wanted, places = indices.unique(return_inverse=True)
             resized = self.transform.resized(video.frames(first + wanted))
-        return [self.transform.crops(_select(resized, place)) for place in places]
+        return [crop for place in places for crop in self.transform.crops(_select(resized, place))]
 
     def _keep(self, index: int, cache: FrameCache) -> tuple[Tensor, float] | None:
         """Decode a record's whole piece of video into the cache, if there is room, and return it."""

@@ -52,7 +52,7 @@ class ClipTransform(ABC):
         Raises:
             InputError: The frames are smaller than `frame_size`.
         """
-        return self.crops(self.resized(frames))
+        return torch.stack(self.crops(self.resized(frames)))
 
     def resized(self, frames: Tensor) -> Tensor:
         """Return frames, uint8 (T, 3, H, W), resized and at least `frame_size` high and wide.
@@ -72,8 +72,8 @@ class ClipTransform(ABC):
         return frames
 
     @abstractmethod
-    def crops(self, frames: Tensor) -> Tensor:
-        """Return crops, uint8 (N, T, 3, frame_size, frame_size), of resized frames, uint8 (T, 3, H, W)."""
+    def crops(self, frames: Tensor) -> list[Tensor]:
+        """Return crops, uint8 (T, 3, frame_size, frame_size), of resized frames, uint8 (T, 3, H, W)."""
 
 
 class TrainTransform(ClipTransform):
@@ -113,8 +113,8 @@ class TrainTransform(ClipTransform):
         self.scales = tuple(scales)
         self.truncated_crops = truncated_crops
 
-    def crops(self, frames: Tensor) -> Tensor:
-        """Return one crop, uint8 (1, T, 3, frame_size, frame_size), of resized frames, uint8 (T, 3, H, W)."""
+    def crops(self, frames: Tensor) -> list[Tensor]:
+        """Return one crop, uint8 (T, 3, frame_size, frame_size), of resized frames, uint8 (T, 3, H, W)."""
         height, width = frames.shape[-2:]
         sides = [max(1, int(scale * min(height, width))) for scale in self.scales]
         sizes = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
@@ -125,7 +125,7 @@ class TrainTransform(ClipTransform):
         else:
             y, x = (height - h) * down // 4, (width - w) * right // 4
         crop = frames[..., y : y + h, x : x + w]
-        return F.resize(crop, [self.frame_size, self.frame_size], antialias=self.antialias)[None]
+        return [F.resize(crop, [self.frame_size, self.frame_size], antialias=self.antialias)]
 
 
 class EvalTransform(ClipTransform):
@@ -157,8 +157,8 @@ class EvalTransform(ClipTransform):
             raise InputError(f"num_crops={num_crops} must be 1, 3 or 10")
         self.num_crops = num_crops
 
-    def crops(self, frames: Tensor) -> Tensor:
-        """Return crops, uint8 (num_crops, T, 3, frame_size, frame_size), of resized frames, uint8 (T, 3, H, W)."""
+    def crops(self, frames: Tensor) -> list[Tensor]:
+        """Return `num_crops` crops, uint8 (T, 3, frame_size, frame_size), of resized frames, uint8 (T, 3, H, W)."""
         size = self.frame_size
         y_end, x_end = frames.shape[-2] - size, frames.shape[-1] - size
         centre = (y_end // 2, x_end // 2)
@@ -172,8 +172,7 @@ class EvalTransform(ClipTransform):
         else:
             places = [centre, (0, 0), (0, x_end), (y_end, 0), (y_end, x_end)]
         clips = [frames, frames.flip(-1)] if self.num_crops == 10 else [frames]
-        views = [clip[..., y : y + size, x : x + size] for clip in clips for y, x in places]
-        return torch.stack([view.permute(0, 2, 3, 1) for view in views]).permute(0, 1, 4, 2, 3)  # channels innermost
+        return [clip[..., y : y + size, x : x + size] for clip in clips for y, x in places]
 
 
 def _check_sizes(frame_size: int, resize: int | tuple[int, int] | None) -> None:

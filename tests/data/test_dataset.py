@@ -187,8 +187,8 @@ def test_half_of_the_clips_are_mirrored_with_their_labels() -> None:
 
 
 class TwoCrops(ClipTransform):
-    def crops(self, frames: Tensor) -> Tensor:
-        return torch.stack([frames, 255 - frames])
+    def crops(self, frames: Tensor) -> list[Tensor]:
+        return [frames, 255 - frames]
 
 
 def test_views_are_the_crops_of_one_clip_together(barcodes: str) -> None:
