@@ -118,7 +118,6 @@ class PyAVVideo(Video):
                 except (av.FFmpegError, SeekError) as error:
                     logger.debug("%s: read in order, since its time stamps fail: %s", self.path, error)
                     self._is_telling = False
-                    self._packets = None  # they belong to a decoder that stops at damage
             return self._pixels(self._in_order(wanted), len(wanted))
 
     @cached_property
@@ -176,8 +175,6 @@ class PyAVVideo(Video):
         """
         if self._packets is None:
             self._reopen()
-            if self._is_telling:
-                self._stop_at_damage()
             packets = self._sought(start)
         else:
             self._stream.codec_context.flush_buffers()
@@ -236,14 +233,12 @@ class PyAVVideo(Video):
             self._container.close()
             raise VideoReadError(self.path, "there is no video in it, only sound or the like")
         self._stream.codec_context.thread_count = self.num_threads
+        # Stop at damage: decoders patch it up, in one way with one thread and in another with two.
+        self._stream.codec_context.options = {"err_detect": "explode"}
 
     def _reopen(self) -> None:
         self._container.close()
         self._open_file()
-
-    def _stop_at_damage(self) -> None:
-        """Let the decoder, which has not begun, raise an error where it would patch up damage, in ways of its own."""
-        self._stream.codec_context.options = {"err_detect": "explode"}
 
     def _scan(self, must_decode: bool) -> bool:
         """Go through the file; return whether its frames are rightly counted, else it must be decoded for that."""
@@ -292,8 +287,6 @@ class PyAVVideo(Video):
         self.pixel_format, self.height, self.width = codec.pix_fmt, codec.height, codec.width
         self.index.settle(is_counting_packets and not num_decoded)
         self._is_telling = bool(self.index.pts)
-        if self._is_telling:
-            self._stop_at_damage()
         self._numbers = {pts: number for number, pts in enumerate(self.index.pts)}
         # Frames shown before the first key frame, as after cutting without re-encoding, may never come out.
         return must_decode or not (is_counting_packets and self.index.has_early_frames)
