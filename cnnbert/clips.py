@@ -104,7 +104,7 @@ def clips(
         raise InputError(f"stopped; {table} is not written") from None
     rows = [record for video, _, _ in jobs for record in found.get(video, [])]
     place = table.parent.resolve()
-    write_whole(table, manifest((None, replace(r, path=os.path.relpath(r.path, place))) for r in rows))
+    write_whole(table, manifest(({}, replace(r, path=os.path.relpath(r.path, place))) for r in rows))
     for video, why in list(failed.items())[:10]:
         print(f"cannot read {video}: {why}", flush=True)
     print(f"{len(rows)} clips of {len(found)} of {len(jobs)} videos, listed in {table}", flush=True)
