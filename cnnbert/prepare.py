@@ -6,14 +6,14 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 
 from cnnbert.callbacks import write_whole
-from cnnbert.data.encoding import Encoding, comment_of, encode_whole
+from cnnbert.data.encoding import Encoding, comment_of, encode_whole, remove_parts
 from cnnbert.data.manifest import manifest
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.sources import CSVManifest, Folder, VideoSource
@@ -100,8 +100,7 @@ def prepare(
         told = f"stopped; the copies in {folder} are whole, and the same command goes on with the rest"
         raise InputError(told) from None
     finally:
-        for part in _parts(folder):
-            part.unlink(missing_ok=True)
+        remove_parts(folder)
     _write_lists(folder, rows, targets, failed)
     for path, why in list(failed.items())[:10]:
         print(_printable(f"cannot copy {path}: {why}"), flush=True)
@@ -233,15 +232,6 @@ def _not_made(targets: Mapping[str, Path], comments: Mapping[str, str]) -> list[
     if num_others:
         print(f"{num_others} copies were made of other originals or by other settings, and are made anew", flush=True)
     return waiting
-
-
-def _parts(folder: Path) -> Iterator[Path]:
-    """Yield the unfinished files of processes that are no more."""
-    for part in folder.rglob("*.mp4.*.part"):
-        try:
-            os.kill(int(part.suffixes[-2][1:]), 0)
-        except (OSError, ValueError):
-            yield part
 
 
 def _write_lists(

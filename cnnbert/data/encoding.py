@@ -104,6 +104,21 @@ def encode_whole(encoding: Encoding, job: tuple[str, str, str]) -> None:
     encode(source, {Path(target): slice(None)}, encoding, comment)
 
 
+def encode_pieces(encoding: Encoding, job: tuple[str, Mapping[Path, slice]]) -> None:
+    """Write pieces of a video anew; `job` is the video and the pieces. See `encode`."""
+    source, pieces = job
+    encode(source, pieces, encoding)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the unfinished files in a folder, and in those below it, of processes that are no more."""
+    for part in folder.rglob("*.mp4.*.part"):
+        try:
+            os.kill(int(part.suffixes[-2][1:]), 0)
+        except (ProcessLookupError, ValueError):
+            part.unlink(missing_ok=True)
+
+
 def comment_of(path: Path) -> str:
     """Return the comment in a video's metadata; "" where there is none, or no video."""
     try:
