@@ -97,7 +97,7 @@ class VideosFile(Callback):
             with suppress(InputError):  # no test videos, or not here
                 splits["test"] = data.records("test")
         rows = [(split, record) for split, records in splits.items() for record in records]
-        absolute = [(split, replace(record, path=os.path.abspath(record.path))) for split, record in rows]
+        absolute = [({"split": split}, replace(record, path=os.path.abspath(record.path))) for split, record in rows]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, manifest(absolute))
 

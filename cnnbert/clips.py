@@ -6,27 +6,24 @@ import csv
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import av
-from av.video.reformatter import VideoReformatter
-
 from cnnbert.callbacks import write_whole
-from cnnbert.data.encoding import Encoding, encode
+from cnnbert.data.encoding import Encoding, encode_pieces, pictures, remove_parts
 from cnnbert.data.manifest import manifest
 from cnnbert.data.readers import PyAVReader
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.sources import Folder
-from cnnbert.errors import InputError, VideoReadError
+from cnnbert.errors import InputError
 from cnnbert.parallel import map_files
 
-# Frames are made this wide, in pixels, before scenes are told apart.
-SCENE_WIDTH = 256
+# Frames are made this high or wide, whichever is less, in pixels, before scenes are told apart.
+SCENE_SIDE = 144
 
 # How clips are cut: in the size of their video.
 CUT = Encoding(short_side=2**16, crf=18)
@@ -65,9 +62,11 @@ def clips(
             ContentDetector; above 0.
         window_seconds: rule: length of a window; above 0.
         step_seconds: rule: from the start of one window to that of the next, above 0; by default a window.
-        min_seconds: Shorter clips are left out, and scenes end no sooner; by default 1, and 0 for a table.
-        max_seconds: Longer clips are divided into equal parts; by default clips may have any length.
-        cut: A folder to which each clip is written as a file of its own; the list then names those.
+        min_seconds: Shorter clips are left out, and counted in the last line; scenes end no sooner. By default 1, and
+            0 for a table.
+        max_seconds: Longer clips are divided into equal parts, as few as possible; by default they may have any length.
+        cut: A folder to which each clip is written as a file of its own, in the folder of its label; the list then
+            names those.
         timeout_seconds: The longest that one video may take; above 0.
         num_workers: Videos that are gone through at the same time; by default one a CPU core.
     """
@@ -79,35 +78,50 @@ def clips(
         raise InputError(f"timeout_seconds={timeout_seconds:g} must be above 0")
     if num_workers is not None and num_workers < 1:
         raise InputError(f"num_workers={num_workers} must be at least 1")
-    path = Path(videos).expanduser()
+    path, table = Path(videos).expanduser(), Path(out).expanduser()
     if not path.exists():
         raise InputError(f"{path} does not exist; give a video, a folder of videos, or with by=table a CSV file")
+    if table.is_dir() or table.resolve() == path.resolve():
+        raise InputError(f"out={table} is {'a folder' if table.is_dir() else 'what is read'}; give another file")
+    if by != "table" and path.suffix.lower() == ".csv":
+        raise InputError(f"{path} is a table; add --by table")
     jobs = _jobs_of_table(path) if by == "table" else [(r.path, r.label, []) for r in Folder(videos).records("predict")]
     if by == "scene":
         _detector(threshold, 1)  # raises where PySceneDetect is not there
-    table = Path(out).expanduser()
-    folder = None if cut is None else Path(cut).expanduser()
-    table.parent.mkdir(parents=True, exist_ok=True)
-    root = os.path.commonpath([os.path.dirname(os.path.abspath(video)) for video, _, _ in jobs])
-    work = partial(_clips_of, rule=rule, folder=folder, root=root)
-    found: dict[str, list[VideoRecord]] = {}
+    found: dict[str, Found] = {}
     failed: dict[str, str] = {}
+    wrong: list[tuple[int, str]] = []
     try:
-        for (video, *_), got in map_files(work, jobs, num_workers, timeout_seconds, "clips"):
-            if isinstance(got, (InputError, OSError)):
-                raise got if isinstance(got, InputError) else InputError(f"clips cannot be written: {got}")
+        for (video, *_), got in map_files(partial(_find, rule=rule), jobs, num_workers, timeout_seconds, "clips"):
             if isinstance(got, Exception):
-                failed[video] = getattr(got, "why", None) or str(got) or type(got).__name__
+                failed[video] = _why(got)
             else:
                 found[video] = got
+                wrong += got.wrong
+        if wrong:
+            raise _mistakes(path, wrong)
+        listed = {video: found[video] for video, _, _ in jobs if video in found and found[video].parts}
+        rows = _listed(listed) if cut is None else _cut(listed, Path(cut).expanduser(), num_workers, timeout_seconds)
     except KeyboardInterrupt:
         raise InputError(f"stopped; {table} is not written") from None
-    rows = [record for video, _, _ in jobs for record in found.get(video, [])]
+    for video in [video for video, got in rows.items() if isinstance(got, Exception)]:
+        failed[video] = _why(rows.pop(video))  # type: ignore[arg-type]
+    records = [record for got in rows.values() if not isinstance(got, Exception) for record in got]
     place = table.parent.resolve()
-    write_whole(table, manifest((None, replace(r, path=os.path.relpath(r.path, place))) for r in rows))
+    text = manifest(({}, replace(record, path=os.path.relpath(record.path, place))) for record in records)
+    try:
+        table.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(table, text)
+    except OSError as error:
+        raise InputError(f"out={table} cannot be written: {error}") from error
+    except UnicodeEncodeError as error:
+        raise InputError(f"{table} cannot name a video whose name is no UTF-8 text ({error}); rename it") from error
     for video, why in list(failed.items())[:10]:
         print(f"cannot read {video}: {why}", flush=True)
-    print(f"{len(rows)} clips of {len(found)} of {len(jobs)} videos, listed in {table}", flush=True)
+    num_short = sum(one.num_short for one in found.values())
+    short = f"; {num_short} shorter than {at_least:g} s are left out" if num_short else ""
+    num_read = len(jobs) - len(failed)
+    print(f"{len(records)} clips of {num_read} of {len(jobs)} videos, listed in {table}{short}", flush=True)
     return 1 if failed else 0
 
 
@@ -140,10 +154,31 @@ Row = tuple[int, float, float, str | None]
 Job = tuple[str, str | None, Sequence[Row]]
 """A video, its label, and the lines of the table that are of it."""
 
+Part = tuple[int, int, str | None]
+"""The first frame, the first after it, and the label."""
 
-def _clips_of(job: Job, rule: Rule, folder: Path | None, root: str) -> list[VideoRecord]:
-    """Return the clips of a video, cut if they are to be."""
+
+@dataclass(frozen=True)
+class Found:
+    """The clips of a video.
+
+    Attributes:
+        parts: The first frame of each, the first after it, and its label.
+        fps: Frames a second.
+        num_short: How many were left out, being too short.
+        wrong: What is wrong with lines of the table, by their numbers.
+    """
+
+    parts: list[Part]
+    fps: float
+    num_short: int
+    wrong: list[tuple[int, str]]
+
+
+def _find(job: Job, rule: Rule) -> Found:
+    """Find the clips of a video."""
     video, label, rows = job
+    wrong: list[tuple[int, str]] = []
     with PyAVReader(read_timeout_seconds=math.inf).open(video) as opened:
         num_frames, fps = opened.num_frames, opened.fps
     if rule.by == "scene":
@@ -153,43 +188,94 @@ def _clips_of(job: Job, rule: Rule, folder: Path | None, root: str) -> list[Vide
         ends = [(k * rule.step_seconds * fps, (k * rule.step_seconds + rule.window_seconds) * fps) for k in starts]
         pieces = [(round(first), min(round(end), num_frames), label) for first, end in ends]
     else:
-        pieces = [_piece(row, video, num_frames, fps) for row in rows]
-    parts = [part for piece in pieces for part in _divided(piece, rule, fps)]
-    group = os.path.relpath(os.path.abspath(video), root)
-    if folder is None:
-        return [
-            VideoRecord(os.path.abspath(video), name, round(a / fps, 6), round(b / fps, 6), group)
-            for a, b, name in parts
+        past = [(line, end) for line, _, end, _ in rows if round(end * fps) > num_frames + 1]
+        wrong = [(line, f"end={end:g} is past the end of {video}, {num_frames / fps:.2f} s") for line, end in past]
+        frames = [(round(start * fps), round(end * fps), name) for _, start, end, name in rows]
+        pieces = [(first, min(max(end, first + 1), num_frames), name) for first, end, name in frames]
+    divided = [_divided(piece, rule, fps) for piece in pieces]
+    return Found([part for parts in divided for part in parts], fps, divided.count([]), wrong)
+
+
+def _listed(found: Mapping[str, Found]) -> dict[str, list[VideoRecord] | Exception]:
+    """Return the clips of each video as pieces of it."""
+    groups = _groups(list(found))
+    return {
+        video: [
+            VideoRecord(
+                os.path.abspath(video), label, round(first / one.fps, 6), round(end / one.fps, 6), groups[video]
+            )
+            for first, end, label in one.parts
         ]
-    stem = os.path.splitext(group)[0].replace(os.sep, "_")
-    cut = {folder / _folder_name(name) / f"{stem}_{a:06}_{b:06}.mp4": (a, b, name) for a, b, name in parts}
-    for target in cut:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    if cut:
-        encode(video, {target: slice(a, b) for target, (a, b, _) in cut.items()}, CUT)
-    return [VideoRecord(os.path.abspath(target), name, group=group) for target, (_, _, name) in cut.items()]
+        for video, one in found.items()
+    }
+
+
+def _cut(
+    found: Mapping[str, Found], folder: Path, num_workers: int | None, timeout_seconds: float
+) -> dict[str, list[VideoRecord] | Exception]:
+    """Write each clip to a file of its own, and return those of each video, or why it has none."""
+    groups = _groups(list(found))
+    taken: set[str] = set()
+    rows: dict[str, list[VideoRecord] | Exception] = {}
+    jobs: list[tuple[str, dict[Path, slice]]] = []
+    for video, one in found.items():
+        stem = name = os.path.splitext(groups[video])[0].replace(os.sep, "_")
+        number = 1
+        while name.lower() in taken:  # a/b.mp4 beside a_b.mp4 or a/b.avi
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.lower())
+        pieces = {
+            (folder / _folder_name(label) / f"{name}_{a:06}_{b:06}.mp4"): (a, b, label) for a, b, label in one.parts
+        }
+        jobs.append((video, {target: slice(a, b) for target, (a, b, _) in pieces.items()}))
+        rows[video] = [
+            VideoRecord(os.path.abspath(t), label, group=groups[video]) for t, (_, _, label) in pieces.items()
+        ]
+    try:
+        for target in {target.parent for _, pieces in jobs for target in pieces}:
+            target.mkdir(parents=True, exist_ok=True)
+        for (video, _), got in map_files(partial(encode_pieces, CUT), jobs, num_workers, timeout_seconds, "cut"):
+            if isinstance(got, OSError):
+                raise got
+            if isinstance(got, Exception):
+                rows[video] = got
+    except OSError as error:
+        raise InputError(f"clips cannot be written to cut={folder}: {error}") from error
+    finally:
+        remove_parts(folder)
+    return rows
+
+
+def _groups(videos: Sequence[str]) -> dict[str, str]:
+    """Return the paths of videos below the folder that holds them all."""
+    places = {video: os.path.abspath(video) for video in videos}
+    root = os.path.commonpath(list(map(os.path.dirname, places.values()))) if places else ""
+    return {video: os.path.relpath(place, root) for video, place in places.items()}
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "why", None) or str(error) or type(error).__name__
+
+
+def _mistakes(table: Path, wrong: Sequence[tuple[int, str]]) -> InputError:
+    lines = [f"{table}, line {line}: {why}" for line, why in sorted(wrong)]
+    return InputError("\n".join([*lines, "nothing is written; correct the table"]))
 
 
 def _folder_name(label: str | None) -> str:
     return (label or "").replace("/", "_").replace(os.sep, "_").lstrip(".")
 
 
-def _divided(piece: tuple[int, int, str | None], rule: Rule, fps: float) -> list[tuple[int, int, str | None]]:
+def _divided(piece: Part, rule: Rule, fps: float) -> list[Part]:
     """Return a piece in equal parts that are not too long, or none if it is too short; half a frame does not count."""
     first, end, label = piece
     if (end - first + 0.5) / fps < rule.min_seconds or end <= first:
         return []
     num = math.ceil((end - first - 0.5) / fps / rule.max_seconds) if rule.max_seconds < math.inf else 1
-    edges = [first + (end - first) * k // max(num, 1) for k in range(max(num, 1) + 1)]
+    num = min(max(num, 1), end - first)
+    edges = [first + (end - first) * k // num for k in range(num + 1)]
     return [(a, b, label) for a, b in pairwise(edges)]
-
-
-def _piece(row: Row, video: str, num_frames: int, fps: float) -> tuple[int, int, str | None]:
-    line, start, end, label = row
-    first, after = round(start * fps), round(end * fps)
-    if after > num_frames + 1:
-        raise InputError(f"line {line}: end={end:g} is past the end of {video}, {num_frames / fps:.2f} s")
-    return first, min(max(after, first + 1), num_frames), label
 
 
 def _scene_cuts(video: str, num_frames: int, fps: float, rule: Rule) -> list[int]:
@@ -200,19 +286,10 @@ def _scene_cuts(video: str, num_frames: int, fps: float, rule: Rule) -> list[int
     from scenedetect import FrameTimecode
 
     detector = _detector(rule.threshold, max(1, round(rule.min_seconds * fps)))
-    shrink = VideoReformatter()
     cuts, time = [0], FrameTimecode(0, fps)
-    try:
-        with av.open(f"file:{video}", metadata_errors="replace") as container:
-            stream: Any = container.streams.best("video")
-            stream.codec_context.thread_count = 1
-            for number, frame in enumerate(container.decode(stream)):
-                height = max(2, round(frame.height * SCENE_WIDTH / frame.width))
-                small = shrink.reformat(frame, SCENE_WIDTH, height, "bgr24", interpolation="AREA", threads=1)
-                time = FrameTimecode(number, fps)
-                cuts += [cut.frame_num for cut in detector.process_frame(time, small.to_ndarray())]
-    except av.FFmpegError as error:
-        raise VideoReadError(video, error.strerror or str(error)) from error
+    for number, frame in enumerate(pictures(video, SCENE_SIDE)):
+        time = FrameTimecode(number, fps)
+        cuts += [cut.frame_num for cut in detector.process_frame(time, frame.to_ndarray(format="bgr24"))]
     cuts += [cut.frame_num for cut in detector.post_process(time)]
     return [*sorted({cut for cut in cuts if cut < num_frames}), num_frames]
 
@@ -229,33 +306,46 @@ def _jobs_of_table(path: Path) -> list[Job]:
     """Return the videos of a table with their lines."""
     if not path.is_file():
         raise InputError(f"{path} is no file; by=table takes a CSV file with columns path, start, end and label")
+    rows: dict[str, list[Row]] = defaultdict(list)
+    wrong: list[tuple[int, str]] = []
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        missing = {"path", "start", "end"} - {*(reader.fieldnames or [])}
-        if missing:
-            columns = ", ".join(reader.fieldnames or ["(none)"])
-            raise InputError(f"{path} has the columns {columns}; it needs path, start, end and label")
-        rows: dict[str, list[Row]] = defaultdict(list)
-        for row in reader:
-            line = reader.line_num
-            video = str(path.parent / (row["path"] or ""))
-            if not os.path.isfile(video):
-                raise InputError(f"{path}, line {line}: there is no video {video}")
-            start, end = (_seconds(row[name] or "", f"{path}, line {line}: {name}") for name in ("start", "end"))
-            if end <= start:
-                raise InputError(f"{path}, line {line}: end={row['end']} is not after start={row['start']}")
-            rows[video].append((line, start, end, row.get("label") or None))
+        try:
+            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
+            columns = reader.fieldnames or []
+            if not {"path", "start", "end"} <= {*columns}:
+                told = ", ".join(columns) or "(none)"
+                raise InputError(f"{path} has the columns {told}; it needs path, start, end and label")
+            for row in reader:
+                try:
+                    video, times = _parse(path.parent, row)
+                    rows[video].append((reader.line_num, *times, row.get("label") or None))
+                except InputError as error:
+                    wrong.append((reader.line_num, str(error)))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read as CSV: {error}") from None
+    if wrong:
+        raise _mistakes(path, wrong)
     if not rows:
         raise InputError(f"{path} lists no clip")
     return [(video, None, lines) for video, lines in rows.items()]
 
 
-def _seconds(text: str, where: str) -> float:
+def _parse(folder: Path, row: Mapping[str, str | None]) -> tuple[str, tuple[float, float]]:
+    video = str(folder / (row["path"] or ""))
+    if not os.path.isfile(video):
+        raise InputError(f"there is no video {video}")
+    start, end = (_seconds(row[name] or "", name) for name in ("start", "end"))
+    if end <= start:
+        raise InputError(f"end={row['end']} is not after start={row['start']}")
+    return video, (start, end)
+
+
+def _seconds(text: str, name: str) -> float:
     """Return seconds, from seconds or [h:]mm:ss."""
     try:
         parts = [float(part) for part in text.strip().split(":")]
     except ValueError:
         parts = []
     if not 1 <= len(parts) <= 3 or not all(0 <= part < math.inf for part in parts):
-        raise InputError(f"{where}={text!r} is no time; write seconds, or [h:]mm:ss")
+        raise InputError(f"{name}={text!r} is no time; write seconds, or [h:]mm:ss")
     return sum(part * 60**place for place, part in enumerate(reversed(parts)))

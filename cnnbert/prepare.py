@@ -6,14 +6,14 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from cnnbert.callbacks import write_whole
-from cnnbert.data.encoding import Encoding, comment_of, encode_whole
+from cnnbert.data.encoding import Encoding, comment_of, encode_whole, remove_parts
 from cnnbert.data.manifest import manifest
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.sources import CSVManifest, Folder, VideoSource
@@ -23,6 +23,9 @@ from cnnbert.loading import build_data
 from cnnbert.parallel import map_files
 
 MADE_BY = "made by cnnbert prepare"
+
+Row = tuple[Mapping[str, str], VideoRecord]
+"""The splits that a video is in, by the names of the divisions, and the video."""
 
 
 def prepare(
@@ -42,8 +45,9 @@ def prepare(
 
     Give a folder or a CSV file: cnnbert prepare my_videos --out prepared. Or give a run's data:
     --data data/ucf101.yaml --data.source.root UCF101. The copies lie in the output folder as the originals lie in
-    theirs, and prepared/videos.csv lists them with labels, splits and groups: train with --data data/csv.yaml
-    --data.source.path prepared/videos.csv. Every frame is kept; frames are turned upright and pixels made square.
+    theirs, and prepared/videos.csv lists them with labels, groups and splits, numbered ones too: train with
+    --data data/csv.yaml --data.source.path prepared/videos.csv. Every frame is kept; frames are turned upright and
+    pixels made square.
 
     The originals are only read. A copy is there whole or not at all, after its frames have been decoded and counted.
     Interrupted in whatever way, the same command goes on where it stopped. Copies are made anew where the original or a
@@ -67,17 +71,22 @@ def prepare(
         raise InputError(f"timeout_seconds={timeout_seconds:g} must be above 0")
     if num_workers is not None and num_workers < 1:
         raise InputError(f"num_workers={num_workers} must be at least 1")
-    rows = _rows(_source(videos, config, settings))
+    source = _source(videos, config, settings)
     folder = Path(out).expanduser()
-    targets = _targets([record.path for _, record in rows], folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_folder(folder, source)
+    rows = _rows(source.records("predict"), _divisions(source, videos, config, settings))
+    root = source.root if isinstance(source, Folder) and source.root.is_dir() else None
+    targets = _targets([record.path for _, record in rows], folder, root)
     comments = {path: _comment(path, encoding) for path in targets}
     waiting = _not_made(targets, comments)
     if len(waiting) < len(targets):
         print(f"{len(targets) - len(waiting)} of {len(targets)} videos have their copies already", flush=True)
     jobs = [(path, str(targets[path]), comments[path]) for path in waiting]
-    for target in {targets[path].parent for path in waiting}:
-        target.mkdir(parents=True, exist_ok=True)
+    try:
+        for target in {folder, *(targets[path].parent for path in waiting)}:
+            target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out={folder} cannot be written ({error}); give another folder") from error
     failed: dict[str, str] = {}
     try:
         for (path, *_), got in map_files(
@@ -91,11 +100,10 @@ def prepare(
         told = f"stopped; the copies in {folder} are whole, and the same command goes on with the rest"
         raise InputError(told) from None
     finally:
-        for part in _parts(folder):
-            part.unlink(missing_ok=True)
+        remove_parts(folder)
     _write_lists(folder, rows, targets, failed)
     for path, why in list(failed.items())[:10]:
-        print(f"cannot copy {path}: {why}", flush=True)
+        print(_printable(f"cannot copy {path}: {why}"), flush=True)
     told = f"; {len(failed)} could not be read, see {folder / 'failed.csv'}" if failed else ""
     print(
         f"{len(targets) - len(failed)} of {len(targets)} videos are listed in {folder / 'videos.csv'}{told}",
@@ -104,11 +112,12 @@ def prepare(
     return 1 if failed else 0
 
 
-def _source(videos: str | None, config: str | None, settings: Sequence[str]) -> VideoSource:
+def _source(videos: str | None, config: str | None, settings: Sequence[str], fold: int | None = None) -> VideoSource:
+    """Return the videos, divided as the source's settings say or by the division of that number."""
     if videos is None:
         if config is None and not settings:
             raise InputError("prepare needs videos: give a folder, a CSV file, or a run's settings such as --data")
-        data = build_data(config, settings)
+        data = build_data(config, [*settings, *([] if fold is None else [f"--data.source.fold={fold}"])])
         data.prepare_data()
         return data.source
     if config is not None or settings:
@@ -116,35 +125,91 @@ def _source(videos: str | None, config: str | None, settings: Sequence[str]) -> 
     path = Path(videos).expanduser()
     if not path.exists():
         raise InputError(f"{path} does not exist; give a folder of videos, or a CSV file that lists videos")
-    return CSVManifest(videos) if path.suffix.lower() == ".csv" else Folder(videos)
+    return CSVManifest(videos, fold=fold) if path.suffix.lower() == ".csv" else Folder(videos)
 
 
-def _rows(source: VideoSource) -> list[tuple[str | None, VideoRecord]]:
-    """Return all videos of a source, each in the split that it is in, if any."""
-    every = source.records("predict")  # first, as it raises where videos are not there
-    rows: list[tuple[str | None, VideoRecord]] = []
+def _check_folder(folder: Path, source: VideoSource) -> None:
+    """Refuse a folder in which the copies, or their list, would get in the originals' way."""
+    place = folder.resolve()
+    if isinstance(source, Folder) and (place == source.root.resolve() or source.root.resolve() in place.parents):
+        raise InputError(
+            f"out={folder} lies in {source.root}, where its folders would count as classes; give another folder as out"
+        )
+    if isinstance(source, CSVManifest) and source.path.resolve() == place / "videos.csv":
+        raise InputError(f"the list of the copies would take the place of {source.path}; give another folder as out")
+
+
+def _divisions(
+    source: VideoSource, videos: str | None, config: str | None, settings: Sequence[str]
+) -> dict[str, dict[str, list[VideoRecord]]]:
+    """Return the videos of each split by the source's division, and by each of its numbered ones if it has such."""
+    splits, why = _splits(source)
+    divisions = {"split": splits}
+    if hasattr(source, "fold"):
+        for fold in count(1):
+            try:
+                splits = _splits(_source(videos, config, settings, fold))[0]
+            except InputError:  # there are not so many
+                break
+            if not splits:
+                break
+            divisions[f"split{fold}"] = splits
+    divisions = {name: splits for name, splits in divisions.items() if splits}
+    if not divisions:
+        print(f"the copies are in no split: {why}", flush=True)
+    return divisions
+
+
+def _splits(source: VideoSource) -> tuple[dict[str, list[VideoRecord]], str]:
+    """Return the videos of each split that a source has, and why it lacks others."""
+    splits, why = {}, ""
     for split in SPLITS:
-        with suppress(InputError):  # no such split, or no classes
-            rows += [(split, record) for record in source.records(split)]
-    placed = {record for _, record in rows}
-    return rows + [(None, record) for record in every if record not in placed]
+        try:
+            splits[split] = source.records(split)
+        except InputError as error:
+            why = why or str(error)
+    return splits, why
 
 
-def _targets(paths: Sequence[str], folder: Path) -> dict[str, Path]:
+def _rows(every: Sequence[VideoRecord], divisions: Mapping[str, Mapping[str, Sequence[VideoRecord]]]) -> list[Row]:
+    """Return each video once, or as often as a division has it, with its splits by the names of the divisions."""
+    rows: dict[tuple[VideoRecord, int], dict[str, str]] = {}
+    for name, splits in divisions.items():
+        times: Counter[VideoRecord] = Counter()
+        for split, records in splits.items():
+            for record in records:
+                rows.setdefault((record, times[record]), {})[name] = split
+                times[record] += 1
+    times = Counter()
+    for record in every:
+        rows.setdefault((record, times[record]), {})
+        times[record] += 1
+    return [(splits, replace(record, path=os.path.abspath(record.path))) for (record, _), splits in rows.items()]
+
+
+def _targets(paths: Sequence[str], folder: Path, root: Path | None) -> dict[str, Path]:
     """Return where the copy of each different video goes: named alike, with the suffix mp4."""
-    places = {path: os.path.realpath(path) for path in dict.fromkeys(paths)}
-    root = os.path.commonpath([os.path.dirname(place) for place in places.values()])
-    stems = {path: os.path.splitext(os.path.relpath(place, root))[0] for path, place in places.items()}
-    num_alike = Counter(stems.values())  # a.avi beside a.mp4
-    targets = {}
-    for path, place in places.items():
-        name = os.path.relpath(place, root) if num_alike[stems[path]] > 1 else stems[path]
-        targets[path] = folder / f"{name}.mp4"
-    originals = set(places.values())
-    for path, target in targets.items():
-        if os.path.realpath(target) in originals:
-            raise InputError(f"the copy of {path} would take the place of an original; give another folder as out")
+    top = os.path.commonpath(list(map(os.path.dirname, paths))) if root is None else os.path.abspath(root)
+    names = {path: os.path.relpath(path, top) for path in dict.fromkeys(paths)}
+    num_alike = Counter(os.path.splitext(name)[0] for name in names.values())  # a.avi beside a.mp4
+    targets: dict[str, Path] = {}
+    taken = {os.path.realpath(path): path for path in paths}
+    for path, name in names.items():
+        stem = os.path.splitext(name)[0]
+        targets[path] = folder / _printable(f"{name if num_alike[stem] > 1 else stem}.mp4")
+        place = os.path.realpath(targets[path])
+        if place in taken:
+            raise InputError(
+                f"the copy of {path} would take the place of an original or of another's copy, {taken[place]}; "
+                "give another folder as out, or rename one of the videos"
+            )
+        taken[place] = str(targets[path])
     return targets
+
+
+def _printable(text: str) -> str:
+    """Return a text in which bytes of file names that are no UTF-8 are written as such."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _comment(path: str, encoding: Encoding) -> str:
@@ -169,33 +234,24 @@ def _not_made(targets: Mapping[str, Path], comments: Mapping[str, str]) -> list[
     return waiting
 
 
-def _parts(folder: Path) -> Iterator[Path]:
-    """Yield the unfinished files of processes that are no more."""
-    for part in folder.rglob("*.mp4.*.part"):
-        try:
-            os.kill(int(part.suffixes[-2][1:]), 0)
-        except (OSError, ValueError):
-            yield part
-
-
 def _write_lists(
     folder: Path,
-    rows: Sequence[tuple[str | None, VideoRecord]],
+    rows: Sequence[Row],
     targets: Mapping[str, Path],
     failed: Mapping[str, str],
 ) -> None:
     """Write the list of the copies and that of the videos without one."""
     copied = [
-        (split, replace(record, path=targets[record.path].relative_to(folder).as_posix()))
-        for split, record in rows
+        (splits, replace(record, path=targets[record.path].relative_to(folder).as_posix()))
+        for splits, record in rows
         if record.path not in failed
     ]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("path", "verdict", "why"))
-    writer.writerows((os.path.abspath(path), "unreadable", why) for path, why in failed.items())
-    write_whole(folder / "videos.csv", manifest(copied))
+    writer.writerows((path, "unreadable", why) for path, why in failed.items())
+    write_whole(folder / "videos.csv", _printable(manifest(copied)))
     if failed:
-        write_whole(folder / "failed.csv", text.getvalue())
+        write_whole(folder / "failed.csv", _printable(text.getvalue()))
     else:
         (folder / "failed.csv").unlink(missing_ok=True)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -47,7 +51,7 @@ def long(workplace: Path) -> str:
 def test_by_rule(long: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["clips", long, "--by=rule", "--window-seconds=2", "--num-workers=1"]
     assert main(command) == 0
-    assert capsys.readouterr().out == "6 clips of 2 of 2 videos, listed in clips.csv\n"
+    assert capsys.readouterr().out == "6 clips of 2 of 2 videos, listed in clips.csv; 1 shorter than 1 s are left out\n"
     assert frames() == [
         ("b.mp4", 0, 59),
         ("b.mp4", 60, 99),
@@ -117,7 +121,7 @@ def test_by_scene(workplace: Path) -> None:
 def test_without_pyscenedetect_the_remedy_is_told(
     long: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "scenedetect", None)
+    monkeypatch.setitem(sys.modules, "scenedetect", None)
     assert main(["clips", long]) == 1
     assert "by=scene needs PySceneDetect" in capsys.readouterr().err
     assert not Path("clips.csv").exists()
@@ -141,18 +145,57 @@ def test_a_video_that_cannot_be_read_costs_only_itself(long: str, capsys: pytest
         ("path,start,end,label\nb.mp4,soon,9,x", "line 2: start='soon' is no time; write seconds, or [h:]mm:ss"),
         ("path,start,end,label\nb.mp4,-1,9,x", "line 2: start='-1' is no time"),
         ("path,start,end,label\n", "lists no clip"),
+        ("path,start,end,label\nb.mp4,0,1,caf\udce9", "table.csv cannot be read as CSV"),
     ],
 )
 def test_mistakes_in_a_table(long: str, table: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("long/table.csv").write_text(table)
+    Path("long/table.csv").write_text(table, errors="surrogateescape")
     assert main(["clips", "long/table.csv", "--by=table"]) == 1
     assert message in capsys.readouterr().err
     assert not Path("clips.csv").exists()
 
 
+def test_every_mistake_is_told_and_nothing_is_written(long: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["path,start,end,label", "walk/a.avi,0,1,x", "b.mp4,0,9,x", "b.mp4,1,8,x", "walk/a.avi,0,99,x"]
+    Path("long/table.csv").write_text("\n".join(lines))
+    before = set(Path().rglob("*"))
+    assert main(["clips", "long/table.csv", "--by=table", "--cut=cut"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "cnnbert: error: long/table.csv, line 3: end=9 is past the end of long/b.mp4, 3.34 s",
+        "long/table.csv, line 4: end=8 is past the end of long/b.mp4, 3.34 s",
+        "long/table.csv, line 5: end=99 is past the end of long/walk/a.avi, 8.34 s",
+        "nothing is written; correct the table",
+    ]
+    assert set(Path().rglob("*")) == before
+
+
+def test_videos_of_like_names_keep_their_clips(long: str) -> None:
+    shutil.copy("long/b.mp4", "long/walk_a.mp4")
+    shutil.copy("long/b.mp4", "long/walk/a.mp4")
+    assert main(["clips", long, "--by=rule", "--window-seconds=2", "--cut=cut"]) == 0
+    names = [row["path"] for row in rows()]
+    assert len(names) == len(set(names)) == 10
+    groups = {row["group"]: Path(row["path"]).name[:-18] for row in rows()}
+    assert groups == {"b.mp4": "b", "walk/a.avi": "walk_a", "walk/a.mp4": "walk_a-2", "walk_a.mp4": "walk_a-3"}
+    assert all(Path(name).is_file() for name in names)
+
+
+def test_parts_of_a_killed_run_are_removed(long: str) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    Path("cut").mkdir()
+    for pid in (dead.pid, os.getpid()):
+        Path("cut", f"x.mp4.{pid}.part").touch()
+    assert main(["clips", f"{long}/b.mp4", "--by=rule", "--cut=cut"]) == 0
+    assert [path.name for path in Path("cut").glob("*.part")] == [f"x.mp4.{os.getpid()}.part"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--out=long"], "out=long is a folder; give another file"),
+        (["--by=rule", "--out=b.mp4/clips.csv"], "out=b.mp4/clips.csv cannot be written"),
+        (["--by=rule", "--cut=b.mp4"], "clips cannot be written to cut=b.mp4"),
         (["--by=rule", "--window-seconds=0"], "window_seconds=0 must be above 0"),
         (["--by=rule", "--step-seconds=-1"], "step_seconds=-1 must be above 0"),
         (["--by=rule", "--window-seconds=0.5"], "window_seconds=0.5 is less than min_seconds=1"),
@@ -168,5 +211,19 @@ def test_mistakes_in_a_table(long: str, table: str, message: str, capsys: pytest
 def test_mistakes_in_the_options(
     long: str, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    shutil.copy("long/b.mp4", "b.mp4")
     assert main(["clips", long, *options]) == 1
     assert message in capsys.readouterr().err
+    assert not Path("clips.csv").exists()
+
+
+def test_a_table_is_not_taken_for_a_video_nor_overwritten(long: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("clips.csv").write_text("path,start,end,label\nlong/b.mp4,0,1,x\n")
+    for options, message in {
+        "--by=table": "out=clips.csv is what is read; give another file",
+        "--out=other.csv": "clips.csv is a table; add --by table",
+    }.items():
+        assert main(["clips", "clips.csv", options]) == 1
+        assert message in capsys.readouterr().err
+    assert Path("clips.csv").read_text().startswith("path,start,end")
+    assert not Path("other.csv").exists()

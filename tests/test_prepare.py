@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,8 @@ def test_pieces_groups_and_one_video_in_several_lines(
     Path("mine/my.csv").write_text("\n".join(["path,label,split,start_seconds,end_seconds,group", *lines]))
     assert main([*PREPARE, "mine/my.csv", "--out=small"]) == 1
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        "cannot copy mine/train/text.mp4: FFmpeg finds no video in it (Invalid data found when processing input)",
+        f"cannot copy {workplace}/mine/train/text.mp4: FFmpeg finds no video in it "
+        "(Invalid data found when processing input)",
         "3 of 4 videos are listed in small/videos.csv; 1 could not be read, see small/failed.csv",
     ]
     assert [
@@ -103,13 +105,52 @@ def test_settings_of_a_run_are_taken(mine: str) -> None:
     assert len(CSVManifest("small/videos.csv").records("test")) == 9
 
 
+def test_numbered_divisions_are_kept(mine: str) -> None:
+    names = [path.relative_to(mine).as_posix() for path in sorted(Path(mine, "train").rglob("*.mp4"))]
+    divisions = ["train,test,train", "train,train,", "train,test,test", "test,train,train"]
+    lines = [f"{name},{name.split('/')[1]},{divisions[place % 4]}" for place, name in enumerate(names)]
+    Path("mine/my.csv").write_text("path,label,split1,split2,split3\n" + "\n".join(lines))
+    assert main([*PREPARE, "mine/my.csv", "--out=small"]) == 0
+    assert list(rows("small/videos.csv")[0]) == [
+        *("path", "label", "split1", "split2", "split3", "start_seconds", "end_seconds", "group")
+    ]
+    for fold in (1, 2, 3):
+        original, prepared = CSVManifest("mine/my.csv", fold=fold), CSVManifest("small/videos.csv", fold=fold)
+        for split in ("train", "val", "test"):
+            assert {Path(r.path).relative_to("small") for r in prepared.records(split)} == {
+                Path(r.path).relative_to("mine/train") for r in original.records(split)
+            }
+    source = ["--data=data/csv.yaml", "--data.source.path=mine/my.csv", "--data.source.fold=2"]
+    assert main([*PREPARE, "--out=small", *source]) == 0
+    assert [row["split"] for row in rows("small/videos.csv")] == [row["split2"] for row in rows("small/videos.csv")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names that are no text, and links")
+def test_names_that_are_no_text_and_links(mine: str, workplace: Path) -> None:
+    red = Path(mine, "train", "red")
+    shutil.copy(red / "0.mp4", os.fsencode(red) + b"/\xff.mp4")
+    (red / "link.mp4").symlink_to("1.mp4")
+    assert main([*PREPARE, mine, "--out=small"]) == 0
+    listed = [row["path"] for row in rows("small/videos.csv")]
+    assert len(listed) == len(set(listed)) == 29
+    assert "train/red/\\udcff.mp4" in listed and "train/red/link.mp4" in listed
+    assert all(Path("small", path).is_file() for path in listed)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere", "--out=small"], "nowhere does not exist; give a folder of videos, or a CSV file"),
         (["--out=small"], "prepare needs videos: give a folder, a CSV file, or a run's settings"),
         (["mine", "--out=small", "--data=data/folder.yaml"], "give either mine or a run's config and settings"),
-        (["mine", "--out=mine"], "would take the place of an original; give another folder as out"),
+        (
+            ["mine", "--out=mine"],
+            "out=mine lies in mine, where its folders would count as classes; give another folder",
+        ),
+        (["mine", "--out=mine/small"], "out=mine/small lies in mine, where its folders would count as classes"),
+        (["mine.csv", "--out=mine"], "mine/train/red/0.mp4 would take the place of an original or of another's copy"),
+        (["list/videos.csv", "--out=list"], "the list of the copies would take the place of list/videos.csv"),
+        (["mine", "--out=mine.csv"], "out=mine.csv cannot be written"),
         (["mine", "--out=other"], "0.mp4 is there and was not made by cnnbert prepare"),
         (["mine", "--out=small", "--crf=99"], "crf=99 must be in [0, 51]"),
         (["mine", "--out=small", "--timeout-seconds=0"], "timeout_seconds=0 must be above 0"),
@@ -118,11 +159,13 @@ def test_settings_of_a_run_are_taken(mine: str) -> None:
 )
 def test_mistakes_are_told(mine: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree("mine", "other")
-    before = files("mine"), files("other")
+    Path("list").mkdir()
+    for path, place in {"mine.csv": "mine", "list/videos.csv": "../mine"}.items():
+        Path(path).write_text(f"path,label\n{place}/train/red/0.mp4,red\n{place}/test/red/0.mp4,red\n")
+    before = files(".")
     assert main(["prepare", *arguments]) == 1
     assert message in capsys.readouterr().err
-    assert before == (files("mine"), files("other"))
-    assert not Path("small").exists()
+    assert before == files(".")
 
 
 def run(arguments: list[str]) -> None:

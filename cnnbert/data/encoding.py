@@ -13,13 +13,17 @@ from typing import Any
 import av
 import numpy as np
 from av.video.frame import PictureType
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from cnnbert.data.readers import PyAVReader
 from cnnbert.errors import InputError, VideoReadError
 
 # FFmpeg's names; the faster, the larger the file.
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+
+# Rounded so that the way from YUV to RGB and back leaves the brightness as it was.
+TO_RGB = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+FROM_RGB = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def encode(source: str, pieces: Mapping[Path, slice], encoding: Encoding, commen
     writers = [_Writer(target, frames, rate, encoding, comment) for target, frames in wanted.items()]
     try:
         last = max(writer.wanted.stop for writer in writers)
-        for number, frame in enumerate(_frames(source, encoding.short_side, last)):
+        for number, frame in enumerate(pictures(source, encoding.short_side, last)):
             for writer in writers:
                 if number in writer.wanted:
                     writer.add(frame, source)
@@ -98,6 +102,21 @@ def encode_whole(encoding: Encoding, job: tuple[str, str, str]) -> None:
     """Write a whole video anew; `job` is the video, the file to write and its comment. See `encode`."""
     source, target, comment = job
     encode(source, {Path(target): slice(None)}, encoding, comment)
+
+
+def encode_pieces(encoding: Encoding, job: tuple[str, Mapping[Path, slice]]) -> None:
+    """Write pieces of a video anew; `job` is the video and the pieces. See `encode`."""
+    source, pieces = job
+    encode(source, pieces, encoding)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the unfinished files in a folder, and in those below it, of processes that are no more."""
+    for part in folder.rglob("*.mp4.*.part"):
+        try:
+            os.kill(int(part.suffixes[-2][1:]), 0)
+        except (ProcessLookupError, ValueError):
+            part.unlink(missing_ok=True)
 
 
 def comment_of(path: Path) -> str:
@@ -120,17 +139,19 @@ class _Writer:
         self.encoding = encoding
         self.comment = comment
         self.num_written = 0
+        self._convert = VideoReformatter()
         self._container: Any = None
         self._stream: Any = None
 
     def add(self, frame: Any, source: str) -> None:
         """Write the next frame, and after the last close the file."""
+        frame = self._convert.reformat(frame, format="yuv420p", interpolation=FROM_RGB, threads=1)
         if self._container is None:
             self._open(frame)
         if (frame.width, frame.height) != (self._stream.width, self._stream.height):
             raise VideoReadError(source, "its frames have different sizes")
         frame.pts, frame.time_base = self.num_written, 1 / self.rate
-        frame.pict_type = PictureType.NONE  # else key frames stay key frames
+        frame.pict_type = PictureType.NONE  # else the original's key frames become key frames
         self._container.mux(self._stream.encode(frame))
         self.num_written += 1
         if self.num_written == len(self.wanted):
@@ -138,6 +159,7 @@ class _Writer:
             self._container.close()
             with self.part.open("rb") as written:
                 os.fsync(written.fileno())
+            self._container = self._stream = None  # an encoder takes many megabytes
 
     def finish(self, source: str) -> None:
         """Count the frames of the file by decoding it, and put it in its place."""
@@ -153,39 +175,53 @@ class _Writer:
 
     def _open(self, frame: Any) -> None:
         flags = {"movflags": "+faststart", "fflags": "+bitexact"}
-        # "file:" keeps a name such as "a:b.mp4" from being taken for a protocol.
         self._container = av.open(f"file:{self.part}", "w", format="mp4", container_options=flags)
         self._container.metadata["comment"] = self.comment
         self._stream = self._container.add_stream("libx264", self.rate, options=self.encoding.options)
         self._stream.width, self._stream.height, self._stream.pix_fmt = frame.width, frame.height, "yuv420p"
-        self._stream.codec_context.gop_size = self.encoding.gop
-        self._stream.codec_context.flags |= av.codec.context.Flags.bitexact
+        codec = self._stream.codec_context
+        codec.gop_size = self.encoding.gop
+        codec.flags |= av.codec.context.Flags.bitexact
+        codec.colorspace, codec.color_range = frame.colorspace, frame.color_range
 
 
-def _frames(source: str, short_side: int, end: int) -> Iterator[Any]:
-    """Yield the first frames of a video in order: upright, with square pixels, in their new size."""
+def pictures(path: str, short_side: int, end: int | None = None) -> Iterator[av.VideoFrame]:
+    """Yield the first frames of a video in order, in yuv420p or rgb24: upright, with square pixels and even sides.
+
+    Args:
+        path: The video.
+        short_side: Height or width, whichever is less, in pixels; smaller videos are not enlarged.
+        end: How many frames; None for all.
+
+    Raises:
+        VideoReadError: A frame cannot be decoded, or only with damage.
+    """
     convert = VideoReformatter()
+    number = 0
     try:
-        with av.open(f"file:{source}", metadata_errors="replace") as container:
+        # "file:" keeps a name such as "a:b.mp4" from being taken for a protocol.
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
             stream: Any = container.streams.best("video")
             stream.codec_context.thread_count = 1
-            for number, frame in enumerate(islice(container.decode(stream), end)):
+            aspect = float(stream.sample_aspect_ratio or 1)
+            for frame in islice(container.decode(stream), end):
                 if frame.is_corrupt:
-                    raise VideoReadError(source, f"frame {number} is damaged")
-                yield _scaled(frame, float(stream.sample_aspect_ratio or 1), short_side, convert)
+                    raise VideoReadError(path, f"frame {number} is damaged")
+                yield _scaled(frame, aspect, short_side, convert)
+                number += 1
     except av.FFmpegError as error:
-        raise VideoReadError(source, error.strerror or str(error)) from error
+        raise VideoReadError(path, f"frame {number} cannot be decoded ({error.strerror or error})") from error
 
 
 def _scaled(frame: Any, aspect: float, short_side: int, convert: VideoReformatter) -> Any:
     width = frame.width * aspect
     scale = min(1.0, short_side / min(width, frame.height))
     # H.264 with colours at half the resolution has even sides.
-    new_width, new_height = (max(2, 2 * round(side * scale / 2)) for side in (width, frame.height))
+    new_width, new_height = (max(2, round(side * scale) // 2 * 2) for side in (width, frame.height))
     turns = round(frame.rotation / 90) % 4
-    kind = "rgb24" if turns else "yuv420p"
-    scaled = convert.reformat(frame, new_width, new_height, kind, interpolation="AREA", threads=1)
-    if not turns:
-        return scaled
+    if frame.format.name == "yuv420p" and frame.color_range != ColorRange.JPEG and not turns:
+        return convert.reformat(frame, new_width, new_height, interpolation="AREA", threads=1)
+    # Through RGB, as readers know every kind of YUV, and without the marks that say which it was.
+    scaled = convert.reformat(frame, new_width, new_height, "rgb24", interpolation=TO_RGB, threads=1)
     turned = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns), np.uint8)
-    return av.VideoFrame.from_ndarray(turned, "rgb24").reformat(format="yuv420p", threads=1)
+    return av.VideoFrame.from_ndarray(turned, "rgb24")

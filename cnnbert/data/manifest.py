@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cnnbert.data.records import VideoRecord
 
@@ -12,16 +12,20 @@ COLUMNS = ("path", "label", "split", "start_seconds", "end_seconds", "group")
 """The columns of a list."""
 
 
-def manifest(rows: Iterable[tuple[str | None, VideoRecord]]) -> str:
+def manifest(rows: Iterable[tuple[Mapping[str, str | None], VideoRecord]]) -> str:
     """Return a list of videos as CSV text.
 
     Args:
-        rows: The split of each video, or None if it has none, and the video.
+        rows: The splits of each video by their columns, `split` or `split1` and so on, and the video.
     """
+    rows = list(rows)
+    columns = sorted({column for splits, _ in rows for column in splits}, key=lambda name: (len(name), name))
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for split, record in rows:
+    at = COLUMNS.index("split")
+    writer.writerow([*COLUMNS[:at], *(columns or ["split"]), *COLUMNS[at + 1 :]])
+    for splits, record in rows:
         end = "" if record.end_seconds is None else record.end_seconds
-        writer.writerow([record.path, record.label or "", split or "", record.start_seconds, end, record.group or ""])
+        named = [splits.get(column) or "" for column in columns or ["split"]]
+        writer.writerow([record.path, record.label or "", *named, record.start_seconds, end, record.group or ""])
     return text.getvalue()

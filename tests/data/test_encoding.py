@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,19 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
+from av.video.reformatter import ColorRange, Colorspace
 from barcode import read_barcode, write_barcodes
 
 from cnnbert.data import encoding
 from cnnbert.data.encoding import Encoding, comment_of, encode
 from cnnbert.data.pyav_video import PyAVVideo
-from cnnbert.data.readers import DecordReader
+from cnnbert.data.readers import DecordReader, PyAVReader
 from cnnbert.errors import InputError, VideoReadError
+
+resource: Any = None
+with suppress(ImportError):  # not on Windows
+    import resource
 
 SOURCES: dict[str, dict[str, Any]] = {
     "h264.mp4": {"b_frames": 3},
@@ -92,7 +99,7 @@ def write_gradient(path: Path, size: tuple[int, int], **settings: Any) -> Path:
     [
         ((240, 320), {}, 128, (128, 170)),
         ((320, 240), {}, 128, (170, 128)),
-        ((67, 101), {}, 128, (68, 100)),  # not enlarged, but for even sides
+        ((67, 101), {}, 128, (66, 100)),  # even sides, not enlarged
         ((67, 101), {}, 32, (32, 48)),
         ((120, 160), {"sample_aspect_ratio": Fraction(2, 1)}, 60, (60, 160)),
         ((120, 160), {"sample_aspect_ratio": Fraction(1, 2)}, 60, (90, 60)),
@@ -110,6 +117,42 @@ def test_sizes(
     assert middle[:, -1].mean() > 200 > 60 > middle[:, 0].mean()
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "pixel_format", "marks"),
+    [
+        ("a.mp4", "libx264", "yuv420p", {}),
+        ("a.mp4", "libx264", "yuv420p", {"colorspace": Colorspace.ITU709, "color_range": ColorRange.MPEG}),
+        ("a.mp4", "libx264", "yuvj420p", {"color_range": ColorRange.JPEG}),
+        ("a.mp4", "libx264", "yuv444p", {"colorspace": Colorspace.ITU709, "color_range": ColorRange.JPEG}),
+        ("a.avi", "mjpeg", "yuvj422p", {"color_range": ColorRange.JPEG}),
+        ("a.mkv", "ffv1", "gray", {}),
+        ("a.mkv", "ffv1", "bgra", {}),
+    ],
+)
+def test_colours_stay(name: str, codec: str, pixel_format: str, marks: dict[str, Any], tmp_path: Path) -> None:
+    source = tmp_path / name
+    colours = np.array([[(230, 20, 20), (20, 210, 20), (20, 20, 240)], [(250, 250, 250), (128, 90, 40), (5, 5, 5)]])
+    picture = np.ascontiguousarray(colours.repeat(64, 0).repeat(64, 1).astype(np.uint8))  # (128, 192, 3)
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream(codec, 25)
+        stream.width, stream.height, stream.pix_fmt = 192, 128, pixel_format
+        for mark, value in marks.items():
+            setattr(stream.codec_context, mark, value)
+        frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+        kind = {"dst_colorspace": marks.get("colorspace"), "dst_color_range": marks.get("color_range")}
+        for _ in range(3):
+            container.mux(stream.encode(frame.reformat(format=pixel_format, **kind)))
+        container.mux(stream.encode())
+    encode(str(source), {tmp_path / "copy.mp4": slice(None)}, Encoding(short_side=64))
+    with PyAVReader().open(str(source)) as original, PyAVReader().open(str(tmp_path / "copy.mp4")) as copy:
+        a, b = original.frames([2])[0].float(), copy.frames([2])[0].float()
+    a = a.reshape(3, 2, 64, 3, 64)[:, :, 8:-8, :, 8:-8].mean((2, 4))
+    b = b.reshape(3, 2, 32, 3, 32)[:, :, 4:-4, :, 4:-4].mean((2, 4))
+    assert (a - b).abs().max() < 3
+    if pixel_format != "gray":
+        assert (a - torch.from_numpy(colours.transpose(2, 0, 1))).abs().max() < 12  # as it was meant
+
+
 VIDEOS = Path(__file__).resolve().parents[3] / "shared" / "videos"
 
 
@@ -121,7 +164,7 @@ def test_a_turned_video_becomes_upright(tmp_path: Path) -> None:
         a, b = original.frames([4])[0].float(), copy.frames([4])[0].float()
     assert (a.shape[1] > a.shape[2]) == (b.shape[1] > b.shape[2])
     a = a.mean(0).view(1, 1, *a.shape[1:])
-    small = __import__("torch").nn.functional.interpolate(a, size=b.shape[1:], mode="area")[0, 0]
+    small = torch.nn.functional.interpolate(a, size=b.shape[1:], mode="area")[0, 0]
     assert (small - b.mean(0)).abs().mean() < 6
 
 
@@ -141,21 +184,27 @@ def test_what_cannot_be_read_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_copy_with_fewer_frames_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_barcodes(tmp_path / "a.mp4")
-    frames = encoding._frames
-    monkeypatch.setattr(encoding, "_frames", lambda *given: list(frames(*given))[:-1])
+    frames = encoding.pictures
+    monkeypatch.setattr(encoding, "pictures", lambda *given: list(frames(*given))[:-1])
     with pytest.raises(VideoReadError, match="only 59 of the 60 frames wanted of it can be decoded"):
         encode(str(source), {tmp_path / "b.mp4": slice(None)}, Encoding())
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4"}
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
-def test_a_full_disk_leaves_the_copy_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(resource is None, reason="needs limits of processes")
+@pytest.mark.parametrize("size", [100, 2000])
+def test_a_file_that_cannot_be_written_leaves_the_copy_that_was_there(tmp_path: Path, size: int) -> None:
+    """A limit of the size of files stands for a full disk: the encoder's file meets it at its start or its end."""
     source = write_barcodes(tmp_path / "a.mp4")
     target = tmp_path / "b.mp4"
     shutil.copy(source, target)
-    monkeypatch.setattr(encoding.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(OSError, match="No space left"):
-        encode(str(source), {target: slice(None)}, Encoding())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            encode(str(source), {target: slice(None)}, Encoding())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "b.mp4"}
     assert target.read_bytes() == source.read_bytes()
 
