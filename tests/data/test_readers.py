@@ -62,11 +62,39 @@ CLIPS: dict[str, dict[str, Any]] = {
     "mpeg2.mpg": {"codec": "mpeg2video", "b_frames": 2},
     "mpeg2.ts": {"codec": "mpeg2video", "b_frames": 2},
     "h264.ts": {"b_frames": 2},
+    "h264.mov": {"b_frames": 2},
+    "h264.m2ts": {"b_frames": 2},
+    "pyramid.mp4": {"b_frames": 8, "gop": 50, "options": {"x264-params": "b-pyramid=normal:scenecut=0"}},
+    "interlaced.mp4": {"options": {"x264-params": "interlaced=1"}},
+    "refresh.mp4": {"options": {"x264-params": "intra-refresh=1:bframes=0"}},
+    "only_keys.mp4": {"gop": 1},
+    "hevc_open_gop.mp4": {"codec": "libx265", "options": {"x265-params": "log-level=none"}},
+    "hevc.mkv": {"codec": "libx265", "options": {"x265-params": "log-level=none:open-gop=0"}},
+    "hevc.ts": {"codec": "libx265", "options": {"x265-params": "log-level=none"}},
+    "av1.mkv": {"codec": "libsvtav1", "options": {"preset": "8"}},
+    "av1.mp4": {"codec": "libsvtav1", "options": {"preset": "8"}},
+    "vp9.mp4": {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8"}},
+    "vp9_hidden_frames.webm": {"codec": "libvpx-vp9", "options": {"auto-alt-ref": "1", "lag-in-frames": "16"}},
+    "mpeg1.mpg": {"codec": "mpeg1video", "b_frames": 2},
+    "mpeg2.mkv": {"codec": "mpeg2video", "b_frames": 2},
+    "mpeg4.mkv": {"codec": "mpeg4", "b_frames": 2},
+    "msmpeg4.avi": {"codec": "msmpeg4v3"},
+    "wmv1.wmv": {"codec": "wmv1"},
+    "h263.3gp": {"codec": "h263", "size": (144, 176)},
+    "flv1.flv": {"codec": "flv"},
+    "ffv1.mkv": {"codec": "ffv1"},
+    "prores.mov": {"codec": "prores", "pixel_format": "yuv422p10le"},
+    "qtrle.mov": {"codec": "qtrle", "pixel_format": "rgb24"},
+    "clip.gif": {"codec": "gif", "pixel_format": "rgb8"},
 }
 # Those that are decoded from their first frame on for every reading, and by decord.
 BY_DECORD = ["h264.avi", "h264.flv", "mpeg4.avi", "mpeg4.mp4", "mjpeg.avi", "vp8_hidden_frames.webm", "wmv2.wmv"]
+BY_DECORD += ["mpeg2.mkv", "mpeg4.mkv", "msmpeg4.avi", "wmv1.wmv", "h263.3gp", "flv1.flv", "ffv1.mkv"]
 
-BY_TORCHCODEC = ["h264.mp4", "long.mp4", "h264.mkv", "vp9.webm", "small.mp4", "444.mp4"]
+# Those of which every key frame is a safe start.
+BY_TORCHCODEC = ["h264.mp4", "long.mp4", "h264.mkv", "vp9.webm", "small.mp4", "444.mp4", "h264.mov", "pyramid.mp4"]
+BY_TORCHCODEC += ["interlaced.mp4", "only_keys.mp4", "hevc_open_gop.mp4", "hevc.mkv", "vp9.mp4"]
+BY_TORCHCODEC += ["vp9_hidden_frames.webm"]
 
 
 @pytest.fixture
