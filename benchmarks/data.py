@@ -1,7 +1,8 @@
 """Compares ways to load clips, side by side in one run, on the same files; prints ratios.
 
 Clips of 32 frames, stride 2, 112x112, of 320x240 H.264 videos of one shot each, which are drawn here and encoded by
-x264 with its defaults. Every way runs in one reading process. Run `python benchmarks/data.py`; it takes some minutes.
+x264 with its defaults. Every way runs in one reading process, or with `--workers 0` in the benchmark's own, without
+the sending of clips from one process to another. Run `python benchmarks/data.py`; it takes some minutes.
 """
 
 from __future__ import annotations
@@ -112,9 +113,9 @@ class DecodeAView(Dataset[torch.Tensor]):
             return self.videos.transform(opened.frames(indices))[crop].transpose(0, 1).contiguous()
 
 
-def module(folder: Path, **options: Any) -> VideoDataModule:
+def module(folder: Path, workers: int, **options: Any) -> VideoDataModule:
     """Return the data module with the settings of the comparison."""
-    data = VideoDataModule(Files(folder), clip_length=32, stride=2, batch_size=8, num_workers=1, **options)
+    data = VideoDataModule(Files(folder), clip_length=32, stride=2, batch_size=8, num_workers=workers, **options)
     data.setup("test" if "test_protocol" in options else "fit")
     return data
 
@@ -130,8 +131,9 @@ def endless(loader: Iterable[Any]) -> Iterable[Any]:
 
 
 def clips_a_second(batches: Any, num_batches: int, clips: Callable[[Any], int]) -> float:
-    """Return the rate over some batches, once the reading process is under way."""
-    next(batches)
+    """Return the rate over some batches, after those that were read ahead while other ways had their turn."""
+    for _ in range(4):
+        next(batches)
     start = time.perf_counter()
     num_clips = sum(clips(batch) for batch in islice(batches, num_batches))
     return num_clips / (time.perf_counter() - start)
@@ -142,27 +144,27 @@ def ours(batch: Any) -> int:
     return batch["clip"].shape[0] * batch["clip"].shape[1]
 
 
-def compare(folder: Path, seconds: int, num_videos: int, rounds: int) -> list[tuple[str, list[float]]]:
+def compare(folder: Path, seconds: int, num_videos: int, rounds: int, workers: int) -> list[tuple[str, list[float]]]:
     """Return the ratios of every comparison, one a round."""
     originals = folder / f"{seconds}s"
     originals.mkdir()
     for number in range(num_videos):
         draw(originals / f"{number:03}.mp4", seconds, number)
     prepare(str(originals), out=str(folder / f"prepared_{seconds}s"))
-    views = module(originals, test_protocol="10_clips_3_crops")
-    cached = endless(module(originals, cache="ram").train_dataloader())
+    views = module(originals, workers, test_protocol="10_clips_3_crops")
+    cached = endless(module(originals, workers, cache="ram").train_dataloader())
     for _ in range(num_videos // 8 + 1):
         next(cached)  # every video is decoded once
-    options = {"batch_size": 8, "num_workers": 1, "persistent_workers": True}
+    options = {"batch_size": 8, "num_workers": workers, "persistent_workers": workers > 0}
     plain = DataLoader(PlainDecord(originals), shuffle=True, **options)
     loaders: dict[str, tuple[Any, int, Callable[[Any], int]]] = {
-        "plain": (endless(plain), 6, len),
-        "default loader": (endless(module(originals).train_dataloader()), 6, ours),
-        "prepared": (endless(module(folder / f"prepared_{seconds}s").train_dataloader()), 20, ours),
+        "plain": (endless(plain), 8, len),
+        "default loader": (endless(module(originals, workers).train_dataloader()), 8, ours),
+        "prepared": (endless(module(folder / f"prepared_{seconds}s", workers).train_dataloader()), 20, ours),
         "cache": (cached, 60, ours),
-        "two clips": (endless(module(originals, clips_per_video=2).train_dataloader()), 6, ours),
-        "views together": (endless(views.test_dataloader()), 4, ours),
-        "views one by one": (endless(DataLoader(DecodeAView(views), **options)), 6, len),
+        "two clips": (endless(module(originals, workers, clips_per_video=2).train_dataloader()), 8, ours),
+        "views together": (endless(views.test_dataloader()), 6, ours),
+        "views one by one": (endless(DataLoader(DecodeAView(views), **options)), 8, len),
     }
     rates: dict[str, list[float]] = {name: [] for name in loaders}
     for _ in range(rounds):
@@ -184,13 +186,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, nargs="+", default=[4, 10], help="lengths of the videos")
     parser.add_argument("--videos", type=int, default=32, help="videos of each length")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, in which every way runs in turn")
+    parser.add_argument("--workers", type=int, default=1, help="reading processes")
     given = parser.parse_args()
     random.seed(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        results = {s: dict(compare(Path(folder), s, given.videos, given.rounds)) for s in given.seconds}
+        results = {s: dict(compare(Path(folder), s, given.videos, given.rounds, given.workers)) for s in given.seconds}
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "av", "decord"))
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}")
+    print(f"reading processes: {given.workers}")
     print("Median of the ratios of clips a second (lowest to highest):\n")
     print("| way | " + " | ".join(f"{s} s | aim" for s in given.seconds) + " |")
     print("|---|" + "---|---|" * len(given.seconds))

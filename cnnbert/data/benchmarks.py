@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -15,16 +16,11 @@ from cnnbert.data.sources import VIDEO_SUFFIXES, VideoSource
 from cnnbert.errors import InputError
 
 
-class UCF101(VideoSource):
-    """UCF101: 101 actions, 13,320 videos, three official splits.
-
-    `root` holds the folder `ucfTrainTestlist` of the official split files (`classInd.txt`, `trainlist01.txt`,
-    `testlist01.txt`, ...) and the folder `UCF-101` (or `videos`) of `CLASS/VIDEO.avi`, or of all videos side by side.
-    Videos of a class that share person and background (g01 to g25 in their names) stay on one side of the validation
-    that is taken from the training videos.
+class ThreeFolds(VideoSource):
+    """A data set with three official splits into training and test videos, in files beside the videos.
 
     Args:
-        root: The folder that holds both.
+        root: The folder that holds the split files' folder and the videos'.
         fold: The official split: 1, 2 or 3.
         videos: The folder of the videos, or of the copies that `cnnbert prepare` made of them, if it is another.
         lists: The folder of the split files, if it is another.
@@ -33,6 +29,11 @@ class UCF101(VideoSource):
         missing: What happens where videos are not there: an `error`, or `skip` leaves them out and says so. Classes
             that then have no training video drop out, with their other videos.
     """
+
+    LISTS: str
+    """The usual name of the folder of the split files."""
+    VIDEOS: tuple[str, ...]
+    """The usual names of the folder of the videos."""
 
     def __init__(
         self,
@@ -44,23 +45,60 @@ class UCF101(VideoSource):
         split_seed: int = 0,
         missing: Missing = "error",
     ) -> None:
-        _check(fold, val_fraction, missing)
+        if fold not in (1, 2, 3):
+            raise InputError(f"fold={fold} must be 1, 2 or 3, the number of an official split")
+        check_fractions(val_fraction)
+        check_missing(missing)
         self.root = Path(root).expanduser()
         self.fold = fold
         self.videos = videos
-        self.lists = self.root / "ucfTrainTestlist" if lists is None else Path(lists).expanduser()
+        self.lists = self.root / self.LISTS if lists is None else Path(lists).expanduser()
         self.val_fraction = val_fraction
         self.split_seed = split_seed
         self.missing = missing
 
     @cached_property
     def class_names(self) -> list[str]:
-        """The 101 classes in the order of `classInd.txt`, which is alphabetical whatever the case."""
+        """The classes in the official order."""
         return self._listing.classes_used(self._every_class)
 
     def records(self, split: str) -> list[VideoRecord]:
-        """Return the videos of a split, in the order of the official list; `predict` has all."""
+        """Return the videos of a split, in the order of the official lists; `predict` has all."""
         return self._listing.records(split)
+
+    @cached_property
+    def _listing(self) -> Listing:
+        videos = _Videos(_video_folder(self.root, self.videos, self.VIDEOS))
+        rows = [
+            (split, VideoRecord(str(videos.place(label, name)), label, group=group))
+            for split, label, name, group in self._rows()
+        ]
+        listed_in = f"{self.lists} (split {self.fold})"
+        remedy = "correct root or videos"
+        return Listing(rows, listed_in, remedy, self.missing, self.val_fraction, split_seed=self.split_seed)
+
+    @cached_property
+    @abstractmethod
+    def _every_class(self) -> list[str]:
+        """All classes in the official order."""
+
+    @abstractmethod
+    def _rows(self) -> Iterator[tuple[str | None, str, str, str | None]]:
+        """Yield the split, the class, the file's name and the group of each video of the official lists."""
+
+
+class UCF101(ThreeFolds):
+    """UCF101: 101 actions, 13,320 videos, three official splits.
+
+    `root` holds the folder `ucfTrainTestlist` of the official split files (`classInd.txt`, `trainlist01.txt`,
+    `testlist01.txt`, ...) and the folder `UCF-101` (or `videos`) of `CLASS/VIDEO.avi`, or of all videos side by side.
+    Classes are in the order of `classInd.txt`, which is alphabetical whatever the case. Videos of a class that share
+    person and background (g01 to g25 in their names) stay on one side of the validation that is taken from the training
+    videos.
+    """
+
+    LISTS = "ucfTrainTestlist"
+    VIDEOS = ("UCF-101", "videos")
 
     @cached_property
     def _every_class(self) -> list[str]:
@@ -70,11 +108,8 @@ class UCF101(VideoSource):
             raise InputError(f"{path} does not number its classes from 1 on, a line `NUMBER CLASS` each")
         return [name for _, name in lines]
 
-    @cached_property
-    def _listing(self) -> Listing:
-        videos = _Videos(_video_folder(self.root, self.videos, ("UCF-101", "videos")))
+    def _rows(self) -> Iterator[tuple[str | None, str, str, str | None]]:
         known = set(self._every_class)
-        rows: list[tuple[str | None, VideoRecord]] = []
         for split in ("train", "test"):
             path = self.lists / f"{split}list{self.fold:02d}.txt"
             for line in _lines(path):
@@ -84,74 +119,19 @@ class UCF101(VideoSource):
                         f"{path}: {line!r} does not name a video CLASS/v_CLASS_gNN_cNN.avi of a known class"
                     )
                 label, name, group = match.groups()
-                rows.append((split, VideoRecord(str(videos.place(label, name)), label, group=f"{label}_{group}")))
-        listed_in = f"{self.lists} (split {self.fold})"
-        remedy = "correct root or videos"
-        return Listing(rows, listed_in, remedy, self.missing, self.val_fraction, split_seed=self.split_seed)
+                yield split, label, name, f"{label}_{group}"
 
 
-class _Videos:
-    """The videos of a data set: in a folder per class, or side by side; or copies of them, whose suffix is mp4."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.names = {"": set(os.listdir(folder))}
-
-    def place(self, label: str, name: str) -> Path:
-        """Return where a video is, or, if it is not there, where it would be."""
-        if label not in self.names:
-            inside = self.folder / label
-            self.names[label] = set(os.listdir(inside)) if inside.is_dir() else set()
-        places = [(part, one) for one in (name, f"{Path(name).stem}.mp4") for part in (label, "")]
-        part, found = next((place for place in places if place[1] in self.names[place[0]]), (label, name))
-        return self.folder / part / found
-
-
-class HMDB51(VideoSource):
+class HMDB51(ThreeFolds):
     """HMDB51: 51 actions, 6,766 videos, three official splits of 70 training and 30 test videos of each action.
 
     `root` holds the folder `testTrainMulti_7030_splits` of the official split files (`CLASS_test_split1.txt`, ...) and
-    the folder `hmdb51_org` (or `videos`) of `CLASS/VIDEO.avi`, or of all videos side by side. Videos cut from one film
-    stay on one side of the validation that is taken from the training videos.
-
-    Args:
-        root: The folder that holds both.
-        fold: The official split: 1, 2 or 3.
-        videos: The folder of the videos, or of the copies that `cnnbert prepare` made of them, if it is another.
-        lists: The folder of the split files, if it is another.
-        val_fraction: Share of the training videos for validation, which the data set does not have, in [0, 1).
-        split_seed: Chooses among equally good divisions.
-        missing: What happens where videos are not there: an `error`, or `skip` leaves them out and says so. Classes
-            that then have no training video drop out, with their other videos.
+    the folder `hmdb51_org` (or `videos`) of `CLASS/VIDEO.avi`, or of all videos side by side. Classes are sorted.
+    Videos cut from one film stay on one side of the validation that is taken from the training videos.
     """
 
-    def __init__(
-        self,
-        root: str,
-        fold: int = 1,
-        videos: str | None = None,
-        lists: str | None = None,
-        val_fraction: float = 0.15,
-        split_seed: int = 0,
-        missing: Missing = "error",
-    ) -> None:
-        _check(fold, val_fraction, missing)
-        self.root = Path(root).expanduser()
-        self.fold = fold
-        self.videos = videos
-        self.lists = self.root / "testTrainMulti_7030_splits" if lists is None else Path(lists).expanduser()
-        self.val_fraction = val_fraction
-        self.split_seed = split_seed
-        self.missing = missing
-
-    @cached_property
-    def class_names(self) -> list[str]:
-        """The 51 classes, sorted."""
-        return self._listing.classes_used(self._every_class)
-
-    def records(self, split: str) -> list[VideoRecord]:
-        """Return the videos of a split, by class and in the order of the official lists; `predict` has all."""
-        return self._listing.records(split)
+    LISTS = "testTrainMulti_7030_splits"
+    VIDEOS = ("hmdb51_org", "videos")
 
     @cached_property
     def _every_class(self) -> list[str]:
@@ -161,10 +141,7 @@ class HMDB51(VideoSource):
             raise InputError(f"{self.lists} holds no CLASS_test_split{self.fold}.txt; correct root or lists")
         return names
 
-    @cached_property
-    def _listing(self) -> Listing:
-        videos = _Videos(_video_folder(self.root, self.videos, ("hmdb51_org", "videos")))
-        rows: list[tuple[str | None, VideoRecord]] = []
+    def _rows(self) -> Iterator[tuple[str | None, str, str, str | None]]:
         for label in self._every_class:
             path = self.lists / f"{label}_test_split{self.fold}.txt"
             for line in _lines(path):
@@ -172,11 +149,7 @@ class HMDB51(VideoSource):
                 if not name.endswith(".avi") or number not in ("0", "1", "2"):
                     raise InputError(f"{path}: {line!r} is not VIDEO.avi and 0, 1 or 2")
                 film = re.match(rf"(.+)_{re.escape(label)}_", name)
-                split = {"1": "train", "2": "test"}.get(number)  # 0 is in neither
-                rows.append((split, VideoRecord(str(videos.place(label, name)), label, group=film and film[1])))
-        listed_in = f"{self.lists} (split {self.fold})"
-        remedy = "correct root or videos"
-        return Listing(rows, listed_in, remedy, self.missing, self.val_fraction, split_seed=self.split_seed)
+                yield {"1": "train", "2": "test"}.get(number), label, name, film and film[1]  # 0 is in neither
 
 
 class Kinetics(VideoSource):
@@ -296,11 +269,21 @@ class Kinetics(VideoSource):
         return videos
 
 
-def _check(fold: int, val_fraction: float, missing: str) -> None:
-    check_fractions(val_fraction)
-    check_missing(missing)
-    if fold not in (1, 2, 3):
-        raise InputError(f"fold={fold} is not one of the official splits 1, 2, 3")
+class _Videos:
+    """The videos of a data set: in a folder per class, or side by side; or copies of them, whose suffix is mp4."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.names = {"": set(os.listdir(folder))}
+
+    def place(self, label: str, name: str) -> Path:
+        """Return where a video is, or, if it is not there, where it would be."""
+        if label not in self.names:
+            inside = self.folder / label
+            self.names[label] = set(os.listdir(inside)) if inside.is_dir() else set()
+        places = [(part, one) for one in (name, f"{Path(name).stem}.mp4") for part in (label, "")]
+        part, found = next((place for place in places if place[1] in self.names[place[0]]), (label, name))
+        return self.folder / part / found
 
 
 def _video_folder(root: Path, given: str | None, usual: Sequence[str]) -> Path:

@@ -111,7 +111,7 @@ def test_ucf101_split_file_wrong(ucf101, file, text, message):
 
 @pytest.mark.parametrize("source", [UCF101, HMDB51])
 def test_wrong_arguments(tmp_path, source):
-    with pytest.raises(InputError, match="fold=4 is not one of the official splits 1, 2, 3"):
+    with pytest.raises(InputError, match="fold=4 must be 1, 2 or 3"):
         source("x", fold=4)
     with pytest.raises(InputError, match=r"val_fraction=1 must be in \[0, 1\)"):
         source("x", val_fraction=1)
