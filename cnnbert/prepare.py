@@ -7,6 +7,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import count
@@ -74,7 +75,8 @@ def prepare(
     source = _source(videos, config, settings)
     folder = Path(out).expanduser()
     _check_folder(folder, source)
-    rows = _rows(source.records("predict"), _divisions(source, videos, config, settings))
+    divisions = _divisions(source)
+    rows = _rows(source.records("predict"), divisions)
     root = source.root if isinstance(source, Folder) and source.root.is_dir() else None
     targets = _targets([record.path for _, record in rows], folder, root)
     comments = {path: _comment(path, encoding) for path in targets}
@@ -112,12 +114,11 @@ def prepare(
     return 1 if failed else 0
 
 
-def _source(videos: str | None, config: str | None, settings: Sequence[str], fold: int | None = None) -> VideoSource:
-    """Return the videos, divided as the source's settings say or by the division of that number."""
+def _source(videos: str | None, config: str | None, settings: Sequence[str]) -> VideoSource:
     if videos is None:
         if config is None and not settings:
             raise InputError("prepare needs videos: give a folder, a CSV file, or a run's settings such as --data")
-        data = build_data(config, [*settings, *([] if fold is None else [f"--data.source.fold={fold}"])])
+        data = build_data(config, settings)
         data.prepare_data()
         return data.source
     if config is not None or settings:
@@ -125,7 +126,7 @@ def _source(videos: str | None, config: str | None, settings: Sequence[str], fol
     path = Path(videos).expanduser()
     if not path.exists():
         raise InputError(f"{path} does not exist; give a folder of videos, or a CSV file that lists videos")
-    return CSVManifest(videos, fold=fold) if path.suffix.lower() == ".csv" else Folder(videos)
+    return CSVManifest(videos) if path.suffix.lower() == ".csv" else Folder(videos)
 
 
 def _check_folder(folder: Path, source: VideoSource) -> None:
@@ -139,21 +140,17 @@ def _check_folder(folder: Path, source: VideoSource) -> None:
         raise InputError(f"the list of the copies would take the place of {source.path}; give another folder as out")
 
 
-def _divisions(
-    source: VideoSource, videos: str | None, config: str | None, settings: Sequence[str]
-) -> dict[str, dict[str, list[VideoRecord]]]:
+def _divisions(source: VideoSource) -> dict[str, dict[str, list[VideoRecord]]]:
     """Return the videos of each split by the source's division, and by each of its numbered ones if it has such."""
+    untouched = copy(source)  # a source remembers what it has read of its division
     splits, why = _splits(source)
     divisions = {"split": splits}
-    if hasattr(source, "fold"):
-        for fold in count(1):
-            try:
-                splits = _splits(_source(videos, config, settings, fold))[0]
-            except InputError:  # there are not so many
-                break
-            if not splits:
-                break
-            divisions[f"split{fold}"] = splits
+    for fold in count(1) if hasattr(source, "fold") else ():
+        numbered = copy(untouched)
+        vars(numbered)["fold"] = fold
+        divisions[f"split{fold}"] = splits if fold == vars(source)["fold"] else _splits(numbered)[0]
+        if not divisions[f"split{fold}"]:
+            break
     divisions = {name: splits for name, splits in divisions.items() if splits}
     if not divisions:
         print(f"the copies are in no split: {why}", flush=True)
