@@ -231,8 +231,11 @@ def main(args: list[str] | None = None) -> int:
             status = run_command(args[0], args[1:])
         else:
             cli = RunCLI(args)
-    except (InputError, VideoReadError) as error:
-        print(f"cnnbert: error: {error}", file=sys.stderr)
+    except Exception as error:
+        mistake = _mistake(error)
+        if mistake is None:
+            raise
+        print(f"cnnbert: error: {mistake}", file=sys.stderr)
         return 1
     finally:
         if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
@@ -240,6 +243,13 @@ def main(args: list[str] | None = None) -> int:
     if cli is not None and cli.report.table:
         print(f"\n{cli.report.table}", flush=True)
     return status
+
+
+def _mistake(error: BaseException | None) -> BaseException | None:
+    """Return the user's mistake that an error comes from: jsonargparse makes errors of its own of those it meets."""
+    while error is not None and not isinstance(error, (InputError, VideoReadError)):
+        error = error.__cause__
+    return error
 
 
 def _quiet() -> None:

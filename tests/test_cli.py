@@ -230,6 +230,10 @@ def test_two_processes_train(workplace, videos):
         (["fit", "--data.max_failed_share=2"], 1, "max_failed_share=2.0 must be in [0, 1]"),
         (["test", "--data.count_failed=right"], 2, "count_failed"),
         (["fit", "--data.source.root=nowhere"], 1, "nowhere does not exist"),
+        (["fit", "--data.source.val_fraction=2"], 1, "val_fraction=2.0 and test_fraction=0.15 must be in [0, 1)"),
+        (["fit", "--data.reader=PyAVReader", "--data.reader.num_threads=0"], 1, "num_threads=0 must be at least 1"),
+        (["fit", "--data.clips_per_video=3"], 1, "batch_size=8 must be a multiple of clips_per_video=3"),
+        (["fit", "--data.cache=ram", "--data.cache_gib=1e6"], 1, "cache_gib=1e+06 must be above 0 and at most"),
         (["fit", "--data.mirrored={up: down}"], 1, "mirrored names down, up; classes are blue, green, red"),
         (["fit", "--data.class_names=[blue]"], 1, "the classes must be at least two and all different"),
         (["fit", "--data.class_names=[blue,green]"], 1, "have labels that the model does not know: red"),
@@ -253,6 +257,7 @@ def test_mistakes_get_one_message(workplace, videos, capsys, args, status, messa
     captured = capsys.readouterr()
     assert got == status
     assert message in captured.err
+    assert len([line for line in captured.err.splitlines() if "rror:" in line]) == 1
     assert "Traceback" not in captured.err + captured.out
 
 

@@ -30,11 +30,7 @@ class FrameCache:
     """
 
     def __init__(self, num_videos: int, num_gib: float) -> None:
-        free = _free_bytes()
-        if not 0 < num_gib * GIB <= free:
-            raise InputError(
-                f"cache_gib={num_gib:g} must be above 0 and at most the memory that is free, {free / GIB:.1f} GiB"
-            )
+        check_budget(num_gib)
         # Anonymous, since files for sharing are limited to 64 MB in most containers.
         self._memory = mmap.mmap(-1, int(num_gib * GIB))
         self._frames = torch.frombuffer(self._memory, dtype=torch.uint8)
@@ -61,8 +57,7 @@ class FrameCache:
             if not self.is_full:
                 self._used[1] = True
                 logger.warning(
-                    "cache_gib=%.3g is full after %d of %d videos; the others are decoded every time",
-                    len(self._frames) / GIB,
+                    "the cache is full after %d of %d videos, the others are decoded every time; raise cache_gib",
                     len(self),
                     len(self._facts),
                 )
@@ -92,6 +87,19 @@ class FrameCache:
     def __len__(self) -> int:
         """Return how many videos are kept."""
         return int((self._facts[:, 1] > 0).sum())
+
+
+def check_budget(num_gib: float) -> None:
+    """Refuse a budget that is none.
+
+    Raises:
+        InputError: `num_gib` is not above 0, or more than the machine has free.
+    """
+    free = _free_bytes()
+    if not 0 < num_gib * GIB <= free:
+        raise InputError(
+            f"cache_gib={num_gib:g} must be above 0 and at most the memory that is free, {free / GIB:.1f} GiB"
+        )
 
 
 def _free_bytes() -> int:

@@ -18,6 +18,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
+from cnnbert.data.cache import check_budget
 from cnnbert.data.dataset import Sample, VideoDataset
 from cnnbert.data.exclusion import Exclusion
 from cnnbert.data.generated import GeneratedActions
@@ -185,7 +186,8 @@ class VideoDataModule(LightningDataModule):
         self.count_failed = count_failed
         self.balanced_sampling = balanced_sampling
         self.clips_per_video = clips_per_video
-        self.cache_gib = cache_gib if cache == "ram" else 0.0
+        self.caches = cache == "ram"
+        self.cache_gib = cache_gib
         self.max_failed_share = max_failed_share
         self.reader = DecordReader() if reader is None else reader
         self.batch_size = batch_size
@@ -235,11 +237,13 @@ class VideoDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """List the videos of a stage and check their labels."""
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
+        if self.caches and stage == "fit":
+            check_budget(self.cache_gib)
         records = {split: self._records(split) for split in splits}
         num_videos = sum(map(len, records.values()))
         for split in splits:
-            cache_gib = self.cache_gib * len(records[split]) / num_videos if stage == "fit" else 0.0
-            self.datasets[split] = self._dataset(split, records[split], cache_gib)
+            share = len(records[split]) / num_videos if self.caches and stage == "fit" else 0.0
+            self.datasets[split] = self._dataset(split, records[split], self.cache_gib * share)
             self.failures[split] = {}
         if self.exclusion is not None and stage != "predict":
             counts = [f"{number} {split}" for split, number in self.exclusion.num_left_out.items()]

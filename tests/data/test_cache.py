@@ -41,7 +41,7 @@ def test_the_budget_holds_and_is_said_once(caplog: pytest.LogCaptureFixture) -> 
                 cache.put(video, place, frames(video), 25.0)
     assert len(cache) == 2 and cache.is_full
     assert [record.getMessage() for record in caplog.records] == [
-        "cache_gib=1.86e-06 is full after 2 of 5 videos; the others are decoded every time"
+        "the cache is full after 2 of 5 videos, the others are decoded every time; raise cache_gib"
     ]
 
 
