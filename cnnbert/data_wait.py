@@ -8,7 +8,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torchmetrics.aggregation import RunningMean
 
-from cnnbert.data.datamodule import TimedLoader
+from cnnbert.data.loaders import TimedLoader
 
 
 class DataWait(Callback):

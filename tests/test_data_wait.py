@@ -13,7 +13,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from cnnbert.cli import main
-from cnnbert.data.datamodule import TimedLoader
+from cnnbert.data.loaders import TimedLoader
 from cnnbert.data_wait import DataWait
 
 

@@ -22,8 +22,9 @@ from torch.nn import functional as F
 
 import cnnbert
 from cnnbert.cli import main
-from cnnbert.data.datamodule import VideoDataModule, collate
+from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.dataset import VideoDataset
+from cnnbert.data.loaders import collate
 from cnnbert.data.readers import PyAVReader, VideoReader
 from cnnbert.data.records import VideoRecord, split_label
 from cnnbert.data.samplers import CenterClip

@@ -17,6 +17,7 @@ MODULES = (
     "inspection",
     "listing",
     "lists",
+    "loaders",
     "manifest",
     "packets",
     "protocols",

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-import time
 from collections import Counter
-from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
-from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, default_collate
+from torch.utils.data import DataLoader, DistributedSampler
 
 from cnnbert.data.cache import check_budget
-from cnnbert.data.dataset import Sample, VideoDataset
+from cnnbert.data.dataset import VideoDataset
 from cnnbert.data.exclusion import Exclusion
 from cnnbert.data.generated import GeneratedActions
+from cnnbert.data.loaders import BalancedSampler, Batch, EpochSampler, TimedLoader, collate
 from cnnbert.data.protocols import PROTOCOLS, Average, CountFailed, Protocol
 from cnnbert.data.readers import DecordReader, VideoReader
 from cnnbert.data.records import VideoRecord, split_label
@@ -32,15 +29,6 @@ from cnnbert.errors import InputError, VideoReadError
 from cnnbert.machine import num_cores
 
 logger = logging.getLogger("cnnbert")
-
-
-class Batch(TypedDict):
-    """Samples stacked: B videos of V views each; and the samples of the videos that could not be read."""
-
-    index: Tensor
-    label: Tensor
-    clip: Tensor
-    failures: list[Sample]
 
 
 class VideoDataModule(LightningDataModule):
@@ -418,86 +406,6 @@ class VideoDataModule(LightningDataModule):
         kind = {"train": "training", "val": "validation"}.get(split, split)
         told = f"{len(errors)} of {len(self.datasets[split])} {kind} videos cannot be read"
         return f"{told}: {', '.join(errors[:3])}{others}"
-
-
-class TimedLoader(DataLoader[Any]):
-    """A loader that knows how long it was waited for.
-
-    Attributes:
-        seconds_waited: Seconds that whoever iterates has waited for batches, in all.
-    """
-
-    seconds_waited = 0.0
-
-    def __iter__(self) -> Any:
-        """Iterate over the batches of an epoch."""
-        batches = super().__iter__()
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, None)
-            self.seconds_waited += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
-
-
-class EpochSampler(DistributedSampler[Any]):
-    """Gives (epoch, index) in place of the index, so that a sample's random draws can depend on its epoch."""
-
-    def __iter__(self) -> Iterator[Any]:
-        """Iterate over this process's part of the epoch."""
-        return ((self.epoch, index) for index in super().__iter__())
-
-
-class BalancedSampler(EpochSampler):
-    """Takes each class equally often an epoch, and each video of a class as often as the others, give or take one.
-
-    An epoch has ceil(N / K) of each of K classes, of N videos, and a repeated few where the processes do not divide it.
-    In place of the epoch it gives a number that is another for every repeat, so that each repeat is another clip.
-    """
-
-    def __init__(self, dataset: VideoDataset, *arguments: Any, **options: Any) -> None:
-        super().__init__(dataset, *arguments, **options)
-        labels = dataset.labels
-        self.classes = [(labels == label).nonzero()[:, 0] for label in labels.unique()]
-        self.class_size = math.ceil(len(labels) / len(self.classes))
-        self.num_repeats = max(math.ceil(self.class_size / len(videos)) for videos in self.classes)
-        self.num_samples = math.ceil(len(self.classes) * self.class_size / self.num_replicas)
-        self.total_size = self.num_samples * self.num_replicas
-
-    def __iter__(self) -> Iterator[Any]:
-        """Iterate over this process's part of the epoch."""
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        drawn: list[tuple[int, int]] = []
-        for videos in self.classes:
-            repeats = range(math.ceil(self.class_size / len(videos)))
-            orders = [videos[torch.randperm(len(videos), generator=generator)].tolist() for _ in repeats]
-            items = [(self.epoch * self.num_repeats + repeat, index) for repeat in repeats for index in orders[repeat]]
-            drawn += items[: self.class_size]
-        shuffled = [drawn[place] for place in torch.randperm(len(drawn), generator=generator).tolist()]
-        shuffled += shuffled[: self.total_size - len(shuffled)]
-        return iter(shuffled[self.rank :: self.num_replicas])
-
-
-def collate(samples: list[Sample]) -> Batch:
-    """Stack samples into a batch; failures set apart.
-
-    Args:
-        samples: Samples of the same number of views.
-
-    Returns:
-        clip uint8 (B, V, 3, T, H, W), with the channels innermost in memory; index int64 (B,); label int64 (B,), or
-        (B, K) where a video may have several classes.
-    """
-    read = [sample for sample in samples if "clip" in sample]
-    clips = [sample["clip"].permute(0, 2, 3, 4, 1) for sample in read]  # (V, T, H, W, 3)
-    return {
-        "index": torch.tensor([sample["index"] for sample in read], dtype=torch.int64),
-        "label": torch.tensor([sample["label"] for sample in read], dtype=torch.int64),
-        # In a reading process it stacks them in the memory that the batch is sent in.
-        "clip": default_collate(clips).permute(0, 1, 5, 2, 3, 4) if read else torch.empty(0, dtype=torch.uint8),
-        "failures": [sample for sample in samples if "failure" in sample],
-    }
 
 
 def _of_all_processes(failures: dict[int, VideoReadError]) -> dict[int, VideoReadError]:

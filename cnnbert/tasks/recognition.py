@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, LinearLR, OneCycleLR, SequentialLR
 
 from cnnbert.backbones.base import Backbone
-from cnnbert.data.datamodule import Batch, VideoDataModule
+from cnnbert.data.datamodule import VideoDataModule
+from cnnbert.data.loaders import Batch
 from cnnbert.data.protocols import CountFailed
 from cnnbert.errors import InputError
 from cnnbert.heads.base import Head

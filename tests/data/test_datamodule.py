@@ -11,8 +11,9 @@ import torch
 from memory import ListedSource, MemoryReader, MemoryVideo
 from pytorch_lightning import LightningModule, Trainer
 
-from cnnbert.data.datamodule import BalancedSampler, EpochSampler, VideoDataModule, collate
+from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.dataset import Sample
+from cnnbert.data.loaders import BalancedSampler, EpochSampler, collate
 from cnnbert.data.video import Video
 from cnnbert.errors import InputError, VideoReadError
 

@@ -14,8 +14,8 @@ from memory import MemoryReader
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cnnbert.data.datamodule import collate
 from cnnbert.data.dataset import VideoDataset
+from cnnbert.data.loaders import collate
 from cnnbert.data.readers import DecordReader, PyAVReader, VideoReader
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.samplers import CenterClip, ClipSampler, RandomClip, UniformClips

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 
 import cnnbert
 from cnnbert.backbones import R2Plus1D
-from cnnbert.data.datamodule import VideoDataModule, collate
+from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.dataset import Sample
+from cnnbert.data.loaders import collate
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.sources import VideoSource
 from cnnbert.errors import InputError, VideoReadError
