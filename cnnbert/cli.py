@@ -16,7 +16,6 @@ from typing import Any
 # several times slower as soon as another process, such as one that reads videos, needs a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -32,7 +31,7 @@ from cnnbert.commands import COMMANDS, run_command
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data_wait import DataWait
 from cnnbert.errors import InputError, VideoReadError
-from cnnbert.machine import best_precision
+from cnnbert.machine import best_device, best_precision
 from cnnbert.runs import (
     CHECKPOINTS,
     checkpoint_settings,
@@ -130,7 +129,7 @@ class RunCLI(LightningCLI):
             self.given_config.fit.ckpt_path = None  # else the saved config would go on instead of training anew
         trainer = self.config[self.subcommand].trainer
         if trainer.precision is None:
-            trainer.precision = best_precision(_device(trainer.accelerator))
+            trainer.precision = best_precision(best_device(trainer.accelerator))
         if trainer.logger is None or trainer.logger is True:
             trainer.logger = self._csv_logger()
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
@@ -266,14 +265,6 @@ def _quiet() -> None:
     rank_zero = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     if not rank_zero.filters:
         rank_zero.addFilter(lambda record: "Tip:" not in record.getMessage())
-
-
-def _device(accelerator: Any) -> torch.device:
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda")
-    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
 
 
 def _option(args: list[str], names: tuple[str, ...]) -> str | None:

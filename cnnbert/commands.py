@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 
 from jsonargparse import ArgumentParser
 
+from cnnbert.ablate import ablate
 from cnnbert.bench import bench_data
 from cnnbert.check import check
 from cnnbert.clips import clips
@@ -16,6 +18,7 @@ from cnnbert.prepare import prepare
 from cnnbert.summary import summary
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
+    "ablate": ablate,
     "bench-data": bench_data,
     "check": check,
     "clips": clips,
@@ -45,10 +48,12 @@ def run_command(name: str, args: list[str]) -> int:
     settings: list[str] = []
     if takes_settings:
         settings, args = _part_settings(args)
+    lists = [name for name, parameter in parameters.items() if str(parameter.annotation).startswith("tuple[str")]
+    args = _joined_lists([_underscored(word) for word in args], lists)
     first = next(iter(parameters.values()))
     if first.kind is first.POSITIONAL_OR_KEYWORD and first.default is None:
         args = _name_free_word(args, f"--{first.name}")
-    given = parser.parse_args([_underscored(word) for word in args])
+    given = parser.parse_args(args)
     return function(**given, **({"settings": settings} if takes_settings else {})) or 0
 
 
@@ -64,6 +69,22 @@ def _part_settings(args: list[str]) -> tuple[list[str], list[str]]:
         else:
             settings.append(f"{word}={next(words, '')}")
     return settings, others
+
+
+def _joined_lists(args: list[str], names: list[str]) -> list[str]:
+    """Return the words with the values of each named list as one: `--name a b` becomes `--name=["a", "b"]`."""
+    joined: list[str] = []
+    words = list(args)
+    while words:
+        word = words.pop(0)
+        if word.removeprefix("--") not in names:
+            joined.append(word)
+            continue
+        number = next((place for place, value in enumerate(words) if value.startswith("--")), len(words))
+        values, words = words[:number], words[number:]
+        is_list = len(values) == 1 and values[0].startswith("[")
+        joined.append(f"{word}={values[0] if is_list else json.dumps(values)}")
+    return joined
 
 
 def _name_free_word(args: list[str], name: str) -> list[str]:

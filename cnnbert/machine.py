@@ -11,6 +11,15 @@ import torch
 Precision = Literal["bf16-mixed", "16-mixed", "32-true"]
 
 
+def best_device(accelerator: object = "auto") -> torch.device:
+    """Return the device that a Lightning accelerator of this name stands for here."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
 def best_precision(device: torch.device) -> Precision:
     """Return the fastest precision that trains well: bfloat16 where the hardware has it, float16 on V100s and T4s."""
     if device.type == "cuda":

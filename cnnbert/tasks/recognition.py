@@ -164,9 +164,13 @@ class ActionRecognition(LightningModule):
                     f"label_separator={data.label_separator!r} of the data; both or neither allow several classes"
                 )
         if self.channels_last:
-            for module in self.backbone.modules():
-                if isinstance(module, nn.Conv3d):  # other kinds of weights may not take this layout
-                    module.to(memory_format=torch.channels_last_3d)
+            self.lay_out_channels_last()
+
+    def lay_out_channels_last(self) -> None:
+        """Lay out the weights of the backbone's convolutions with the channels innermost."""
+        for module in self.backbone.modules():
+            if isinstance(module, nn.Conv3d):  # other kinds of weights may not take this layout
+                module.to(memory_format=torch.channels_last_3d)
 
     def on_fit_start(self) -> None:
         """Refuse what would hang, load pretrained weights unless others have been loaded, and switch to training.

@@ -1,0 +1,404 @@
+"""Trains and tests several networks with several seeds on the same videos, and compares them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import pytorch_lightning
+import torch
+
+import cnnbert
+from cnnbert.ablation_table import Network, Result, Size, duration, write_tables
+from cnnbert.callbacks import write_whole
+from cnnbert.comparison import check_same_videos
+from cnnbert.data.datamodule import VideoDataModule
+from cnnbert.errors import InputError
+from cnnbert.loading import build, build_data, config_settings
+from cnnbert.machine import best_device, best_precision, describe, prefers_channels_last
+from cnnbert.runs import CHECKPOINTS
+from cnnbert.shipped import find_config
+from cnnbert.summary import network_size
+from cnnbert.throughput import clips_per_second
+
+ROWS = (
+    "resnext_tgap.yaml",
+    "resnext_bert_frmb.yaml",
+    "resnext_bert.yaml",
+    "r2plus1d_tgap.yaml",
+    "r2plus1d_bert.yaml",
+)
+"""The five rows of Table 1 of Garg & Murugan 2021."""
+
+HARMLESS = ("data.num_workers", "data.cache", "data.cache_gib", "trainer.logger", "trainer.enable_progress_bar")
+"""Settings that may differ between two starts, since what is learnt does not depend on them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How far the training and the test of one network with one seed have come; `run.json` in the run's folder.
+
+    Attributes:
+        state: `new`, `trained`, `finished` or `failed`.
+        train_seconds: How long training took with its validation, over all starts.
+        test_seconds: How long the test took.
+        cut_off: Whether a start was killed without its time being taken.
+        error: Why it failed.
+        versions: What it ran with.
+    """
+
+    state: str = "new"
+    train_seconds: float = 0.0
+    test_seconds: float = 0.0
+    cut_off: bool = False
+    error: str = ""
+    versions: str = ""
+
+
+def ablate(
+    *,
+    configs: tuple[str, ...] = ROWS,
+    seeds: int = 5,
+    baseline: tuple[str, ...] = (),
+    out: str = "ablation",
+    settings: Sequence[str] = (),
+) -> int:
+    """Train and test several networks with several seeds on the same data, and compare their test accuracies.
+
+    For the paper's five rows on your own videos: cnnbert ablate --data data/folder.yaml --data.source.root my_videos.
+    All settings of fit are taken too and hold for all networks, such as --trainer.max_epochs 50. Each training and each
+    test is a process of its own; the best checkpoint of the training is tested.
+
+    The output folder gets table.md, table.csv and figure.png, and in seedS/NETWORK the runs with their checkpoints,
+    predictions and log.txt. Each network is compared with its baseline on the same test videos: the difference of the
+    mean accuracies with a 95 % interval by bootstrap over videos and seeds, and McNemar's exact test.
+
+    Stopped in whatever way, the same command goes on: finished runs are kept, others go on from their last checkpoint.
+    A run that fails stops nothing else; the table names it, the exit status is 1, and the next start tries it again.
+    More seeds and networks can be added to a folder; changed settings are refused. With W&B the runs are one group,
+    and the table is in it.
+
+    Args:
+        configs: The networks' configs: paths, or shipped ones. A network is called after its file.
+        seeds: How many seeds, from 0 on.
+        baseline: Networks that others are compared with, by name: each with the one that has the same backbone, or else
+            with the first. By default those that average over time (TGAPHead), or else the first of all.
+        out: The folder that everything goes to.
+        settings: Settings that win over those of all configs, such as --data.source.path=videos.csv.
+    """
+    if seeds < 1:
+        raise InputError(f"seeds={seeds} must be at least 1; with 5 one sees how much is chance")
+    folder = Path(out).expanduser()
+    networks = _networks(configs, baseline, settings)
+    data, videos = _data(networks)
+    _check_start(folder, networks, videos)
+    sizes = {network.name: _size(network, num_classes=len(data.class_names)) for network in networks}
+    runs = [(network, seed) for seed in range(seeds) for network in networks]
+    about = [_command(configs, seeds, baseline, out, settings)]
+    try:
+        for place, (network, seed) in enumerate(runs, 1):
+            if _read(_folder(folder, network, seed)).state == "finished":
+                continue
+            print(f"\n{network.name}, seed {seed}: {place} of {len(runs)}{_time_left(folder, runs)}", flush=True)
+            _run(folder, network, seed)
+            write_tables(folder, networks, _results(folder, runs), sizes, about)
+    except KeyboardInterrupt:
+        num_finished = sum(_read(_folder(folder, *run)).state == "finished" for run in runs)
+        raise InputError(f"stopped after {num_finished} of {len(runs)} runs; the same command goes on") from None
+    results = _results(folder, runs)
+    speeds = _speeds(folder, networks, data.class_names)
+    sizes = {name: replace(size, clips_per_second=speeds.rates[name]) for name, size in sizes.items()}
+    about.append(f"Clips a second: in inference, 8 at once, on {speeds.machine}, {time.strftime('%Y-%m-%d')}.")
+    print(f"\n{write_tables(folder, networks, results, sizes, about)}\nthe same in {folder / 'table.md'}", flush=True)
+    _log_to_wandb(folder, networks)
+    return int(any(result.error for result in results))
+
+
+def _networks(configs: Sequence[str], baseline: Sequence[str], settings: Sequence[str]) -> list[Network]:
+    """Return the networks of the configs, each with the name of the one that it is compared with."""
+    names = [Path(config).stem for config in configs]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"configs={', '.join(configs)} must be files of different names, at least one")
+    unknown = [name for name in baseline if name not in names]
+    if unknown:
+        raise InputError(f"baseline={', '.join(unknown)} is not among the networks {', '.join(names)}")
+    resolved = [config_settings(config, [], settings) for config in configs]
+    parts = [tuple(known["model"][part]["class_path"] for part in ("backbone", "head")) for known in resolved]
+    averages = [name for name, (_, head) in zip(names, parts, strict=True) if head.endswith(".TGAPHead")]
+    baselines = [*baseline] or averages or names[:1]
+    backbones = {name: backbone for name, (backbone, _) in zip(names, parts, strict=True)}
+    of_backbone = {backbones[name]: name for name in reversed(baselines)}
+    return [
+        Network(
+            name,
+            str(find_config(config)),
+            tuple(settings),
+            known,
+            "" if name in baselines else of_backbone.get(backbones[name], baselines[0]),
+        )
+        for name, config, known in zip(names, configs, resolved, strict=True)
+    ]
+
+
+def _data(networks: Sequence[Network]) -> tuple[VideoDataModule, dict[str, str]]:
+    """Return the first network's data, with its classes and videos in short; check that all are tested on the same."""
+    modules = []
+    for network in networks:
+        module = build_data(network.config, network.options)
+        module.prepare_data()
+        modules.append(module)
+    tested = [
+        [(v.path, str(v.start_seconds), str(v.end_seconds), str(v.label)) for v in module.records("test")]
+        for module in modules
+    ]
+    first = modules[0]
+    for network, module, videos in zip(networks[1:], modules[1:], tested[1:], strict=True):
+        names = (networks[0].name, network.name)
+        check_same_videos(tested[0], first.class_names, videos, module.class_names, names)
+    short = {"classes": ", ".join(first.class_names)}
+    for split in ("train", "val", "test"):
+        lines = [repr(video) for video in first.records(split)]
+        short[f"{split} videos"] = f"{len(lines)} ({hashlib.sha256(repr(lines).encode()).hexdigest()[:12]})"
+    return first, short
+
+
+def _check_start(folder: Path, networks: Sequence[Network], videos: Mapping[str, str]) -> None:
+    """Note the settings of a first start, and refuse a later one that would mix results of different settings."""
+    path = folder / "ablation.json"
+    flat = {network.name: _flat(network.settings) for network in networks}
+    now: dict[str, dict[str, Any]] = {"videos": dict(videos), "networks": flat}
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            then, others = before["videos"], before["networks"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} cannot be read ({error!r}); give --out another folder") from error
+        changes = [f"{key}: {then.get(key)} before, {value} now" for key, value in videos.items() if then[key] != value]
+        for name, known in now["networks"].items():
+            old = others.get(name, known)
+            changed = [key for key in sorted({*old, *known}) if old.get(key) != known.get(key)]
+            changes += [f"{name}: {key}={old.get(key)} before, {known.get(key)} now" for key in changed]
+        if changes:
+            more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
+            raise InputError(
+                f"{folder} holds runs with other settings, which would be mixed with these; give --out another folder; "
+                f"changed: {'; '.join(changes[:5])}{more}"
+            )
+        now["networks"] = {**others, **now["networks"]}
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} holds other files; give --out a new folder, or one of an earlier ablation")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(now, indent=1) + "\n")
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted names, without the harmless ones."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if name in (*HARMLESS, "seed_everything", "config"):
+            continue
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def _run(folder: Path, network: Network, seed: int) -> None:
+    """Train and test a network with a seed, from where it stands."""
+    place = _folder(folder, network, seed)
+    run = _read(place)
+    if run.state == "failed":
+        shutil.rmtree(place)
+        run = Run()
+    place.mkdir(parents=True, exist_ok=True)
+    given = [f"--config={network.config}", *network.options, f"--seed_everything={seed}"]
+    given += [f"--trainer.default_root_dir={place.parent}"]
+    if _logs_to_wandb(network.settings):
+        given += [f"--trainer.logger.init_args.name={network.name}/seed{seed}"]
+    versions = f"cnnbert {cnnbert.__version__}, torch {torch.__version__}, Lightning {pytorch_lightning.__version__}"
+    versions += f", Python {platform.python_version()}, {platform.machine()}"
+    if run.state == "new":
+        last = _newest(place, f"fit-*/{CHECKPOINTS}/last.ckpt")
+        resumed = [] if last is None else [f"--ckpt_path={last}"]
+        start = time.monotonic()
+        _write(place, replace(run, cut_off=True))  # so that it stands there if all is killed
+        try:
+            error = _process(["fit", *given, *resumed], place, folder.name)
+            run = replace(run, state="failed" if error else "trained", error=error, versions=versions)
+        finally:
+            run = replace(run, train_seconds=run.train_seconds + time.monotonic() - start)
+            _write(place, run)
+    if run.state == "trained":
+        best = _newest(place, f"fit-*/{CHECKPOINTS}/best.ckpt")
+        start = time.monotonic()
+        error = _process(["test", *given, f"--ckpt_path={best or 'best'}"], place, folder.name)
+        seconds = time.monotonic() - start
+        _write(place, replace(run, state="failed" if error else "finished", test_seconds=seconds, error=error))
+    for last in place.glob(f"fit-*/{CHECKPOINTS}/last.ckpt"):  # as large as the best one, and needed no more
+        last.unlink()
+
+
+def _process(command: Sequence[str], place: Path, group: str) -> str:
+    """Run a command of ours in a process of its own, show and keep what it prints, and return why it failed."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "WANDB_RUN_GROUP": group}
+    words = [sys.executable, "-m", "cnnbert", *command]
+    with (place / "log.txt").open("ab") as log:
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+        try:
+            _show(process, log)
+        except KeyboardInterrupt:
+            _show(process, log)  # the terminal interrupts it too, and it saves its checkpoint
+            raise
+    if process.returncode == 0:
+        return ""
+    lines = [line.strip() for line in (place / "log.txt").read_text(errors="replace").splitlines()]
+    last = next((line for line in reversed(lines) if line), "it said nothing")
+    return f"{command[0]} ended with exit status {process.returncode}: {last}"
+
+
+def _show(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    """Show and keep what a process prints until it ends."""
+    assert process.stdout is not None
+    while piece := os.read(process.stdout.fileno(), 65536):
+        log.write(piece)
+        sys.stdout.write(piece.decode(errors="replace"))
+        sys.stdout.flush()
+    process.wait()
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """How fast the networks classify.
+
+    Attributes:
+        machine: What they were measured on.
+        rates: Clips a second by the networks' names.
+    """
+
+    machine: str
+    rates: Mapping[str, float]
+
+
+def _speeds(folder: Path, networks: Sequence[Network], class_names: Sequence[str]) -> Speeds:
+    """Return the networks' speeds in inference, measured side by side if they have not been yet."""
+    path = folder / "speeds.json"
+    device = best_device()
+    precision = best_precision(device)
+    machine = describe(device, precision, prefers_channels_last(device, precision))
+    if path.is_file():
+        known = Speeds(**json.loads(path.read_text(encoding="utf-8")))
+        if known.machine == machine and {network.name for network in networks} <= set(known.rates):
+            return known
+    models = {network.name: build(network.config, class_names, network.options) for network in networks}
+    sizes = {network.name: network.settings["data"]["frame_size"] for network in networks}
+    speeds = Speeds(machine, clips_per_second(models, sizes))
+    write_whole(path, json.dumps(asdict(speeds), indent=1) + "\n")
+    return speeds
+
+
+def _size(network: Network, num_classes: int) -> Size:
+    size = network_size(network.config, num_classes, network.options)
+    return Size(size.parameters, size.multiply_adds)
+
+
+def _log_to_wandb(folder: Path, networks: Sequence[Network]) -> None:
+    """Log the table and the figure as a run of the group, where the runs were logged to W&B."""
+    loggers = [network.settings["trainer"]["logger"] for network in networks if _logs_to_wandb(network.settings)]
+    if not loggers:
+        return
+    import wandb
+
+    arguments = loggers[0]["init_args"]
+    has_key = arguments.get("offline") or "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)
+    run = wandb.init(
+        project=arguments.get("project"),
+        group=folder.name,
+        name=f"{folder.name}/table",
+        dir=str(folder),
+        mode="offline" if arguments.get("offline") or not has_key else None,
+    )
+    with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
+        titles, *lines = csv.reader(file)
+    run.log({"ablation": wandb.Table(columns=[*titles], data=lines), "figure": wandb.Image(str(folder / "figure.png"))})
+    run.finish()
+
+
+def _results(folder: Path, runs: Sequence[tuple[Network, int]]) -> list[Result]:
+    """Return what there is of each run."""
+    results = []
+    for network, seed in runs:
+        place = _folder(folder, network, seed)
+        run = _read(place)
+        path = _newest(place, "test-*/results.json") if run.state == "finished" else None
+        results.append(
+            Result(
+                network=network.name,
+                seed=seed,
+                metrics={} if path is None else json.loads(path.read_text(encoding="utf-8")),
+                predictions=None if path is None else path.with_name("predictions.csv"),
+                train_seconds=run.train_seconds,
+                is_cut_off=run.cut_off,
+                error=run.error,
+                versions=run.versions,
+            )
+        )
+    return results
+
+
+def _time_left(folder: Path, runs: Sequence[tuple[Network, int]]) -> str:
+    """Return in words how long the runs that are not finished will take, by those that are."""
+    known = {(network.name, seed): _read(_folder(folder, network, seed)) for network, seed in runs}
+    taken: dict[str, list[float]] = {}
+    for (name, _), run in known.items():
+        if run.state == "finished":
+            taken.setdefault(name, []).append(run.train_seconds + run.test_seconds)
+    if not taken:
+        return ""
+    means = {name: statistics.mean(seconds) for name, seconds in taken.items()}
+    usual = statistics.mean(means.values())
+    left = sum(means.get(name, usual) for (name, _), run in known.items() if run.state != "finished")
+    return f"; about {duration(left)} left"
+
+
+def _folder(folder: Path, network: Network, seed: int) -> Path:
+    return folder / f"seed{seed}" / network.name
+
+
+def _newest(place: Path, pattern: str) -> Path | None:
+    return max(place.glob(pattern), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _read(place: Path) -> Run:
+    path = place / "run.json"
+    return Run(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else Run()
+
+
+def _write(place: Path, run: Run) -> None:
+    write_whole(place / "run.json", json.dumps(asdict(run), indent=1) + "\n")
+
+
+def _logs_to_wandb(settings: Mapping[str, Any]) -> bool:
+    logger = settings["trainer"]["logger"]
+    return isinstance(logger, Mapping) and str(logger.get("class_path")).endswith(".WandbLogger")
+
+
+def _command(configs: Sequence[str], seeds: int, baseline: Sequence[str], out: str, settings: Sequence[str]) -> str:
+    """Return the command line that makes the tables."""
+    words = ["cnnbert", "ablate", *(["--configs", *configs] if tuple(configs) != ROWS else []), "--seeds", str(seeds)]
+    words += ["--baseline", *baseline] if baseline else []
+    return shlex.join([*words, *(["--out", out] if out != "ablation" else []), *settings])
