@@ -135,7 +135,8 @@ def _networks(configs: Sequence[str], baseline: Sequence[str], settings: Sequenc
     unknown = [name for name in baseline if name not in names]
     if unknown:
         raise InputError(f"baseline={', '.join(unknown)} is not among the networks {', '.join(names)}")
-    resolved = [config_settings(config, [], settings) for config in configs]
+    paths = [str(find_config(config)) for config in configs]
+    resolved = [config_settings(path, [], settings) for path in paths]
     parts = [tuple(known["model"][part]["class_path"] for part in ("backbone", "head")) for known in resolved]
     averages = [name for name, (_, head) in zip(names, parts, strict=True) if head.endswith(".TGAPHead")]
     baselines = [*baseline] or averages or names[:1]
@@ -144,12 +145,12 @@ def _networks(configs: Sequence[str], baseline: Sequence[str], settings: Sequenc
     return [
         Network(
             name,
-            str(find_config(config)),
+            path,
             tuple(settings),
             known,
             "" if name in baselines else of_backbone.get(backbones[name], baselines[0]),
         )
-        for name, config, known in zip(names, configs, resolved, strict=True)
+        for name, path, known in zip(names, paths, resolved, strict=True)
     ]
 
 

@@ -76,14 +76,15 @@ def _joined_lists(args: list[str], names: list[str]) -> list[str]:
     joined: list[str] = []
     words = list(args)
     while words:
-        word = words.pop(0)
-        if word.removeprefix("--") not in names:
-            joined.append(word)
+        name, equals, value = words.pop(0).partition("=")
+        if name.removeprefix("--") not in names:
+            joined.append(name + equals + value)
             continue
-        number = next((place for place, value in enumerate(words) if value.startswith("--")), len(words))
-        values, words = words[:number], words[number:]
+        number = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
+        values = [value] if equals else words[:number]
+        words = words if equals else words[number:]
         is_list = len(values) == 1 and values[0].startswith("[")
-        joined.append(f"{word}={values[0] if is_list else json.dumps(values)}")
+        joined.append(f"{name}={values[0] if is_list else json.dumps(values)}")
     return joined
 
 

@@ -38,13 +38,13 @@ class Predictions:
         """Which videos have the highest score at their label, (N,); none that could not be read."""
         numbers = {name: number for number, name in enumerate(self.class_names)}
         labels = np.array([numbers[label] for *_, label in self.videos])
-        hits = np.nan_to_num(self.scores, nan=-1.0).argmax(1) == labels
-        return np.asarray(hits & self.was_read)
+        highest = np.nan_to_num(self.scores, nan=-1.0).argmax(1)
+        return (highest == labels) & self.was_read
 
     @property
     def was_read(self) -> NDArray[np.bool_]:
         """Which videos could be read, (N,)."""
-        return ~np.isnan(self.scores).any(1)
+        return np.logical_not(np.isnan(self.scores).any(1))
 
 
 @dataclass(frozen=True)
