@@ -15,7 +15,7 @@ from conftest import TINY_DATA, TINY_RUN, write_video
 from test_ltm import small, small_config, write_checkpoint, write_names
 
 import cnnbert
-from cnnbert import folds
+from cnnbert import ablate, folds
 from cnnbert.backbones.weights import PUBLISHED
 from cnnbert.cli import main
 from cnnbert.data.datamodule import VideoDataModule
@@ -50,7 +50,7 @@ def test_every_block_is_known():
     """Commands of another kind would need a test of their own; CI runs the two lines that install."""
     words = {shlex.split(part)[0] for block in blocks("bash") for part in re.split(r"&&|\n", block) if part.strip()}
     assert words == {"python3", ".venv/bin/pip", ".venv/bin/cnnbert", ".venv/bin/pytest", "cnnbert"}
-    assert len(commands()) == 12
+    assert len(commands()) == 13
 
 
 def test_your_own_videos(workplace, videos):
@@ -118,6 +118,18 @@ def test_import_checkpoint(workplace):
     write_names(workplace / "names.txt", small(config).classes)
     assert main(command("import-checkpoint")) == 0
     assert cnnbert.load("model.ckpt").class_names == ["class 0", "class 1", "class 2"]
+
+
+def test_ablate(workplace, videos, monkeypatch, one_thread):
+    """In this process, and with one seed of small networks; tests/test_ablate.py has more."""
+    monkeypatch.setattr(ablate, "_process", lambda command, place, group: "" if main(command) == 0 else "failed")
+    shutil.copytree(videos, "my_videos")
+    more = ["--data.clip_length=16", "--model.backbone.weights=null", "--trainer.logger=false"]
+    for row in ablate.ROWS:
+        small_config(row, workplace)
+    assert main([*command("ablate"), "--seeds=1", *TINY_DATA, *TINY_RUN, *more]) == 0
+    table = Path("ablation/table.csv").read_text().splitlines()
+    assert [line.partition(",")[0] for line in table] == ["network", *(row.removesuffix(".yaml") for row in ablate.ROWS)]
 
 
 def test_splits(workplace, videos, capsys, monkeypatch):
