@@ -21,6 +21,11 @@ from typing import IO, Any
 import pytorch_lightning
 import torch
 
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two ablations in one folder go unnoticed
+    fcntl = None  # type: ignore[assignment]
+
 import cnnbert
 from cnnbert.ablation_table import Network, Result, Size, duration, write_tables
 from cnnbert.callbacks import write_whole
@@ -105,6 +110,7 @@ def ablate(
     networks = _networks(configs, baseline, settings)
     data, videos = _data(networks)
     _check_start(folder, networks, videos)
+    lock = _lock(folder)
     sizes = {network.name: _size(network, num_classes=len(data.class_names)) for network in networks}
     runs = [(network, seed) for seed in range(seeds) for network in networks]
     about = [_command(configs, seeds, baseline, out, settings)]
@@ -113,7 +119,7 @@ def ablate(
             if _read(_folder(folder, network, seed)).state == "finished":
                 continue
             print(f"\n{network.name}, seed {seed}: {place} of {len(runs)}{_time_left(folder, runs)}", flush=True)
-            _run(folder, network, seed)
+            _run(folder, network, seed, lock)
             write_tables(folder, networks, _results(folder, runs), sizes, about)
     except KeyboardInterrupt:
         num_finished = sum(_read(_folder(folder, *run)).state == "finished" for run in runs)
@@ -219,7 +225,25 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _run(folder: Path, network: Network, seed: int) -> None:
+def _lock(folder: Path) -> IO[str]:
+    """Take the folder for this process and those that it starts; no longer taken when all of them have ended.
+
+    Raises:
+        InputError: Another ablation, or a training that it left behind when it was killed, is at work there.
+    """
+    lock = (folder / "lock").open("w")
+    if fcntl is not None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"{folder} is being worked on by another process, perhaps a training that a killed ablation left "
+                "behind; wait for its end, or stop it"
+            ) from None
+    return lock
+
+
+def _run(folder: Path, network: Network, seed: int, lock: IO[str]) -> None:
     """Train and test a network with a seed, from where it stands."""
     place = _folder(folder, network, seed)
     run = _read(place)
@@ -239,7 +263,7 @@ def _run(folder: Path, network: Network, seed: int) -> None:
         start = time.monotonic()
         _write(place, replace(run, cut_off=True))  # so that it stands there if all is killed
         try:
-            error = _process(["fit", *given, *resumed], place, folder.name)
+            error = _process(["fit", *given, *resumed], place, folder.name, lock)
             run = replace(run, state="failed" if error else "trained", error=error, versions=versions)
         finally:
             run = replace(run, train_seconds=run.train_seconds + time.monotonic() - start)
@@ -247,24 +271,29 @@ def _run(folder: Path, network: Network, seed: int) -> None:
     if run.state == "trained":
         best = _newest(place, f"fit-*/{CHECKPOINTS}/best.ckpt")
         start = time.monotonic()
-        error = _process(["test", *given, f"--ckpt_path={best or 'best'}"], place, folder.name)
+        error = _process(["test", *given, f"--ckpt_path={best or 'best'}"], place, folder.name, lock)
         seconds = time.monotonic() - start
         _write(place, replace(run, state="failed" if error else "finished", test_seconds=seconds, error=error))
     for last in place.glob(f"fit-*/{CHECKPOINTS}/last.ckpt"):  # as large as the best one, and needed no more
         last.unlink()
 
 
-def _process(command: Sequence[str], place: Path, group: str) -> str:
+def _process(command: Sequence[str], place: Path, group: str, lock: IO[str]) -> str:
     """Run a command of ours in a process of its own, show and keep what it prints, and return why it failed."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "WANDB_RUN_GROUP": group}
     words = [sys.executable, "-m", "cnnbert", *command]
+    kept = () if fcntl is None else (lock.fileno(),)
     with (place / "log.txt").open("ab") as log:
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=kept
+        )
         try:
             _show(process, log)
         except KeyboardInterrupt:
             _show(process, log)  # the terminal interrupts it too, and it saves its checkpoint
             raise
+        finally:
+            process.kill()  # does nothing to one that has ended
     if process.returncode == 0:
         return ""
     lines = [line.strip() for line in (place / "log.txt").read_text(errors="replace").splitlines()]

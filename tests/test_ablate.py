@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import pytest
 from conftest import TINY_DATA, TINY_RUN
@@ -21,6 +23,7 @@ from wandb_file import read_run
 
 from cnnbert import ablate
 from cnnbert.cli import main
+from cnnbert.errors import InputError
 
 CONFIG = """
 model:
@@ -52,7 +55,7 @@ class Processes:
         self.commands: list[tuple[str, str, int]] = []
         self.words: list[list[str]] = []
 
-    def __call__(self, command: list[str], place: Path, group: str) -> str:
+    def __call__(self, command: list[str], place: Path, group: str, lock: IO[str]) -> str:
         (seed,) = (word.partition("=")[2] for word in command if word.startswith("--seed_everything="))
         done = (command[0], place.name, int(seed))
         self.commands.append(done)
@@ -310,7 +313,7 @@ def test_an_interrupted_process_may_save_its_checkpoint(workplace: Path) -> None
     outer = (
         "import sys, pathlib\nfrom cnnbert import ablate\n"
         f"sys.executable = {str(workplace / 'python')!r}\n"
-        f"ablate._process(['fit'], pathlib.Path({str(place)!r}), 'group')\n"
+        f"ablate._process(['fit'], pathlib.Path({str(place)!r}), 'group', open('lock', 'w'))\n"
     )
     script = workplace / "python"
     script.write_text(f"#!{sys.executable}\n{code}")
@@ -323,3 +326,32 @@ def test_an_interrupted_process_may_save_its_checkpoint(workplace: Path) -> None
     shown, _ = process.communicate(timeout=60)
     assert shown.endswith(b"saved\n") and process.returncode != 0
     assert (place / "log.txt").read_bytes() == b"started\n" + shown
+
+
+def test_a_training_left_behind_keeps_the_folder(workplace: Path, data: list[str], processes: Processes) -> None:
+    """The process that ablate starts holds the folder after ablate itself has been killed."""
+    script = workplace / "python"
+    script.write_text("#!/bin/sh\necho started\nexec sleep 60\n")
+    script.chmod(0o755)
+    outer = (
+        "import sys, pathlib\nfrom cnnbert import ablate\n"
+        f"sys.executable = {str(script)!r}\n"
+        "folder = pathlib.Path('ablation')\n"
+        "ablate._process(['fit'], folder, 'group', ablate._lock(folder))\n"
+    )
+    Path("ablation").mkdir()
+    process = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"started\n"
+    process.kill()
+    process.wait()
+    with pytest.raises(InputError, match="ablation is being worked on by another process"):
+        ablate._lock(Path("ablation"))
+    os.killpg(process.pid, signal.SIGKILL)
+    for _ in range(100):  # until the other has ended too
+        with suppress(InputError):
+            ablate._lock(Path("ablation"))
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("the folder is still taken")

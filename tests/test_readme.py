@@ -122,14 +122,17 @@ def test_import_checkpoint(workplace):
 
 def test_ablate(workplace, videos, monkeypatch, one_thread):
     """In this process, and with one seed of small networks; tests/test_ablate.py has more."""
-    monkeypatch.setattr(ablate, "_process", lambda command, place, group: "" if main(command) == 0 else "failed")
+    monkeypatch.setattr(ablate, "_process", lambda command, place, group, lock: "" if main(command) == 0 else "failed")
     shutil.copytree(videos, "my_videos")
     more = ["--data.clip_length=16", "--model.backbone.weights=null", "--trainer.logger=false"]
     for row in ablate.ROWS:
         small_config(row, workplace)
     assert main([*command("ablate"), "--seeds=1", *TINY_DATA, *TINY_RUN, *more]) == 0
     table = Path("ablation/table.csv").read_text().splitlines()
-    assert [line.partition(",")[0] for line in table] == ["network", *(row.removesuffix(".yaml") for row in ablate.ROWS)]
+    assert [line.partition(",")[0] for line in table] == [
+        "network",
+        *(row.removesuffix(".yaml") for row in ablate.ROWS),
+    ]
 
 
 def test_splits(workplace, videos, capsys, monkeypatch):
