@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -114,6 +115,7 @@ def ablate(
     sizes = {network.name: _size(network, num_classes=len(data.class_names)) for network in networks}
     runs = [(network, seed) for seed in range(seeds) for network in networks]
     about = [_command(configs, seeds, baseline, out, settings)]
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the training ends as well
     try:
         for place, (network, seed) in enumerate(runs, 1):
             if _read(_folder(folder, network, seed)).state == "finished":
@@ -124,6 +126,8 @@ def ablate(
     except KeyboardInterrupt:
         num_finished = sum(_read(_folder(folder, *run)).state == "finished" for run in runs)
         raise InputError(f"stopped after {num_finished} of {len(runs)} runs; the same command goes on") from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     results = _results(folder, runs)
     speeds = _speeds(folder, networks, data.class_names)
     sizes = {name: replace(size, clips_per_second=speeds.rates[name]) for name, size in sizes.items()}

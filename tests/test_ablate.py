@@ -270,6 +270,19 @@ def test_bad_input_is_named(
     assert processes.commands == []
 
 
+def test_a_terminated_ablation_ends_its_training(data: list[str]) -> None:
+    words = [sys.executable, "-m", "cnnbert", "ablate", "--configs=tgap.yaml", "--seeds=1", *data]
+    process = subprocess.Popen([*words, "--trainer.max_epochs=1000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if b"precision" in line:  # the training has begun
+            break
+    process.terminate()
+    process.stdout.read()
+    assert process.wait() == 143
+    ablate._lock(Path("ablation"))  # nobody holds it
+
+
 @pytest.mark.slow
 def test_processes_killed_at_any_moment(data: list[str]) -> None:
     """Real processes: all of them killed a few seconds after the start, then run on to the same results."""
