@@ -13,7 +13,7 @@ from typing import Any
 import av
 import numpy as np
 from av.video.frame import PictureType
-from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 
 from cnnbert.data.readers import PyAVReader
 from cnnbert.errors import InputError, VideoReadError
@@ -21,9 +21,11 @@ from cnnbert.errors import InputError, VideoReadError
 # FFmpeg's names; the faster, the larger the file.
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 
+# Flags of FFmpeg (libswscale/swscale.h), by number since PyAV 17 has no names for the last three.
+AREA, FULL_CHR_H_INT, FULL_CHR_H_INP, ACCURATE_RND = 0x20, 0x2000, 0x4000, 0x40000
 # Rounded so that the way from YUV to RGB and back leaves the brightness as it was.
-TO_RGB = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-FROM_RGB = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
+TO_RGB = AREA | ACCURATE_RND | FULL_CHR_H_INT
+FROM_RGB = AREA | ACCURATE_RND | FULL_CHR_H_INP
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ def _scaled(frame: Any, aspect: float, short_side: int, convert: VideoReformatte
     new_width, new_height = (max(2, round(side * scale) // 2 * 2) for side in (width, frame.height))
     turns = round(frame.rotation / 90) % 4
     if frame.format.name == "yuv420p" and frame.color_range != ColorRange.JPEG and not turns:
-        return convert.reformat(frame, new_width, new_height, interpolation="AREA", threads=1)
+        return convert.reformat(frame, new_width, new_height, interpolation=AREA, threads=1)
     # Through RGB, as readers know every kind of YUV, and without the marks that say which it was.
     scaled = convert.reformat(frame, new_width, new_height, "rgb24", interpolation=TO_RGB, threads=1)
     turned = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns), np.uint8)
