@@ -173,6 +173,16 @@ def test_meta_device(cls: type[Head], arguments: dict) -> None:
 
 
 @every_case
+def test_features_of_zero(cls: type[Head], arguments: dict) -> None:
+    """A ReLU may leave nothing: no norm may divide by it."""
+    head, features = build(cls, arguments), torch.zeros(3, CHANNELS, 4, 2, 3, requires_grad=True)
+    logits = head(features)
+    logits.square().sum().backward()
+    for tensor in (logits, features.grad, *(parameter.grad for parameter in head.parameters())):
+        assert tensor is not None and tensor.isfinite().all()
+
+
+@every_case
 @pytest.mark.parametrize("steps", [4, 6])
 def test_bfloat16_autocast_and_float64(cls: type[Head], arguments: dict, steps: int) -> None:
     head, features = build(cls, arguments).eval(), random_features(3, steps)
