@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -12,9 +11,8 @@ from torch import Tensor, nn
 from cnnbert.errors import InputError
 from cnnbert.heads.base import Head
 from cnnbert.layers.bottleneck import reduction_block
+from cnnbert.layers.positions import resize_loaded, resize_positions
 from cnnbert.layers.transformer import TransformerBlock
-
-logger = logging.getLogger(__name__)
 
 
 class BERTHead(Head):
@@ -174,32 +172,5 @@ class BERTHead(Head):
         return F.pad(seen, (1, 0), value=True)[:, None, None]  # (B, 1, 1, 1 + T')
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        positions = state_dict.get(f"{prefix}positions")
-        if positions is not None and positions.ndim == 3 and positions.shape[1] != self.positions.shape[1]:
-            num_steps = self.positions.shape[1] - 1
-            logger.warning(
-                "loaded positions of %d time steps are interpolated over time to the %d of this head",
-                positions.shape[1] - 1,
-                num_steps,
-            )
-            state_dict[f"{prefix}positions"] = resize_positions(positions, num_steps)
+        resize_loaded(state_dict, f"{prefix}positions", self.positions)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def resize_positions(positions: Tensor, num_steps: int) -> Tensor:
-    """Interpolate positions linearly over time; the class token's, the first, stays.
-
-    Both tables span the same clip: a step's position stands at the middle of its share of the clip.
-
-    Args:
-        positions: (1, 1 + S, C), positions of the class token and of S time steps.
-        num_steps: Time steps T' that are wanted.
-
-    Returns:
-        (1, 1 + T', C).
-    """
-    if positions.shape[1] == 1 + num_steps:
-        return positions
-    steps = positions[:, 1:].transpose(1, 2)  # (1, C, S)
-    steps = F.interpolate(steps, size=num_steps, mode="linear", align_corners=False)  # (1, C, T')
-    return torch.cat([positions[:, :1], steps.transpose(1, 2)], dim=1)  # (1, 1 + T', C)

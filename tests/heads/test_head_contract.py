@@ -13,7 +13,19 @@ from torch import Tensor, nn
 
 import cnnbert.heads
 from cnnbert.errors import InputError
-from cnnbert.heads import BERTHead, ConcatHead, Head, LSTMHead, NonLocalHead, TGAPHead
+from cnnbert.heads import (
+    ActionVLADHead,
+    AttentivePoolHead,
+    BERTHead,
+    ConcatHead,
+    ConvLSTMHead,
+    Head,
+    LSTMHead,
+    MaxPoolHead,
+    NonLocalHead,
+    TemporalConvHead,
+    TGAPHead,
+)
 
 CHANNELS, CLASSES = 16, 5
 CASES: list[tuple[type[Head], dict[str, Any]]] = [
@@ -27,7 +39,20 @@ CASES: list[tuple[type[Head], dict[str, Any]]] = [
     (LSTMHead, {"hidden_channels": 24, "num_layers": 1}),
     (NonLocalHead, {}),
     (NonLocalHead, {"num_steps": 3, "hidden_channels": None}),
+    (MaxPoolHead, {}),
+    (MaxPoolHead, {"pooling": "min"}),
+    (MaxPoolHead, {"pooling": "mean_max"}),
+    (TemporalConvHead, {}),
+    (TemporalConvHead, {"hidden_channels": 24, "kernel_size": 5}),
+    (ActionVLADHead, {}),
+    (ActionVLADHead, {"num_clusters": 6, "reduce_to": None, "alpha": 1.0}),
+    (ConvLSTMHead, {}),
+    (ConvLSTMHead, {"hidden_channels": 24}),
+    (AttentivePoolHead, {}),
+    (AttentivePoolHead, {"num_steps": 3, "num_queries": 2, "num_layers": 2, "num_heads": 4}),
+    (AttentivePoolHead, {"reduce_to": 64}),
 ]
+ORDERLESS = (TGAPHead, MaxPoolHead, ActionVLADHead)
 every_case = pytest.mark.parametrize(("cls", "arguments"), CASES)
 
 
@@ -93,11 +118,11 @@ def test_training_draws_and_follows_the_seed(cls: type[Head], arguments: dict) -
 
 
 @every_case
-def test_all_but_tgap_see_the_order_of_time(cls: type[Head], arguments: dict) -> None:
+def test_all_but_the_orderless_see_the_order_of_time(cls: type[Head], arguments: dict) -> None:
     head, features = build(cls, arguments).eval(), random_features(3)
     with torch.no_grad():
         change = (head(features.flip(2)) - head(features)).abs().max()
-    if cls is TGAPHead:
+    if cls in ORDERLESS:
         assert change < 1e-5  # rounding of a sum in another order
     else:
         assert change > 1e-3  # positions are small at first: N(0, 0.02)
@@ -145,6 +170,16 @@ def test_meta_device(cls: type[Head], arguments: dict) -> None:
         head.set_num_steps(8)
         assert all(tensor.is_meta for tensor in head.state_dict().values())
         assert head(features).shape == (2, CLASSES)
+
+
+@every_case
+def test_features_of_zero(cls: type[Head], arguments: dict) -> None:
+    """A ReLU may leave nothing: no norm may divide by it."""
+    head, features = build(cls, arguments), torch.zeros(3, CHANNELS, 4, 2, 3, requires_grad=True)
+    logits = head(features)
+    logits.square().sum().backward()
+    for tensor in (logits, features.grad, *(parameter.grad for parameter in head.parameters())):
+        assert tensor is not None and tensor.isfinite().all()
 
 
 @every_case
@@ -207,6 +242,24 @@ def test_export_with_any_batch_size(cls: type[Head], arguments: dict, steps: int
         (NonLocalHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.8"),
         (NonLocalHead, {"num_steps": 0}, "num_steps=0 must be at least 1; leave it out to take the backbone's"),
         (NonLocalHead, {"hidden_channels": 0}, "hidden_channels=0 must be at least 1, or null for none; try 1000"),
+        (MaxPoolHead, {"pooling": "mean"}, "pooling='mean' must be one of max, min, mean_max; try max"),
+        (MaxPoolHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.8"),
+        (TemporalConvHead, {"hidden_channels": 0}, "hidden_channels=0 must be at least 1; try 256"),
+        (TemporalConvHead, {"kernel_size": 4}, "kernel_size=4 must be odd and at least 1; try 5"),
+        (TemporalConvHead, {"kernel_size": -3}, "kernel_size=-3 must be odd and at least 1; try 1"),
+        (TemporalConvHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.8"),
+        (ActionVLADHead, {"num_clusters": 0}, "num_clusters=0 must be at least 1; try 64"),
+        (ActionVLADHead, {"reduce_to": 0}, "reduce_to=0 must be at least 1, or null for none; try 512"),
+        (ActionVLADHead, {"alpha": 0.0}, "alpha=0.0 must be above 0; try 10"),
+        (ActionVLADHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.8"),
+        (ConvLSTMHead, {"hidden_channels": 0}, "hidden_channels=0 must be at least 1; try 128"),
+        (ConvLSTMHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.8"),
+        (AttentivePoolHead, {"num_steps": 0}, "num_steps=0 must be at least 1; leave it out to take the backbone's"),
+        (AttentivePoolHead, {"num_queries": 0}, "num_queries=0 must be at least 1; try 1"),
+        (AttentivePoolHead, {"num_layers": -1}, "num_layers=-1 must not be negative; try 0"),
+        (AttentivePoolHead, {"num_heads": 6}, "num_heads=6 must divide the width 16; try 4"),
+        (AttentivePoolHead, {"reduce_to": 500}, "reduce_to=500 must be a positive multiple of 64; try 512"),
+        (AttentivePoolHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.8"),
     ],
 )
 def test_wrong_numbers(cls: type[Head], arguments: dict, message: str) -> None:
