@@ -6,6 +6,7 @@ from cnnbert.heads.base import Head
 from cnnbert.heads.bert import BERTHead
 from cnnbert.heads.concat import ConcatHead
 from cnnbert.heads.conv_lstm import ConvLSTMHead
+from cnnbert.heads.efficient_bert import EfficientBERTHead
 from cnnbert.heads.lstm import LSTMHead
 from cnnbert.heads.max_pool import MaxPoolHead
 from cnnbert.heads.non_local import NonLocalHead
@@ -18,6 +19,7 @@ __all__ = [
     "BERTHead",
     "ConcatHead",
     "ConvLSTMHead",
+    "EfficientBERTHead",
     "Head",
     "LSTMHead",
     "MaxPoolHead",

@@ -36,9 +36,9 @@ class AttentivePoolHead(Head):
         num_queries: Learned queries.
         num_layers: Self-attention blocks before the cross-attention; 0 for none.
         num_heads: Attention heads; must divide the width of the tokens.
-        reduce_to: Append a feature reduction block that brings the features to this many channels, a multiple
-            of 64, before the tokens are made, as in `BERTHead`: of 2048 channels, 512 leave 5 of 50 million parameters. None uses the features as they
-            are.
+        reduce_to: Append a feature reduction block that brings the features to this many channels, a multiple of 64,
+            before the tokens are made, as in `BERTHead`; with 2048 channels and 512 here, the head has 5 million
+            parameters instead of 50. None uses the features as they are.
         dropout: Probability in [0, 1) of dropping a channel before the classifier in training.
     """
 
