@@ -6,36 +6,31 @@ import csv
 import hashlib
 import json
 import os
-import platform
 import shlex
-import shutil
 import signal
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import pytorch_lightning
-import torch
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where two ablations in one folder go unnoticed
-    fcntl = None  # type: ignore[assignment]
-
-import cnnbert
-from cnnbert.ablation_table import Network, Result, Size, duration, write_tables
+from cnnbert.ablation_runs import (
+    lock_folder,
+    logs_to_wandb,
+    read_run,
+    results_of,
+    run_folder,
+    time_left,
+    train_and_test,
+)
+from cnnbert.ablation_table import Network, Size, write_tables
 from cnnbert.callbacks import write_whole
 from cnnbert.comparison import check_same_videos
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.errors import InputError
 from cnnbert.loading import build, build_data, config_settings
 from cnnbert.machine import best_device, best_precision, describe, prefers_channels_last
-from cnnbert.runs import CHECKPOINTS
 from cnnbert.shipped import find_config
 from cnnbert.summary import network_size
 from cnnbert.throughput import clips_per_second
@@ -51,27 +46,6 @@ ROWS = (
 
 HARMLESS = ("data.num_workers", "data.cache", "data.cache_gib", "trainer.logger", "trainer.enable_progress_bar")
 """Settings that may differ between two starts, since what is learnt does not depend on them."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """How far the training and the test of one network with one seed have come; `run.json` in the run's folder.
-
-    Attributes:
-        state: `new`, `trained`, `finished` or `failed`.
-        train_seconds: How long training took with its validation, over all starts.
-        test_seconds: How long the test took.
-        cut_off: Whether a start was killed without its time being taken.
-        error: Why it failed.
-        versions: What it ran with.
-    """
-
-    state: str = "new"
-    train_seconds: float = 0.0
-    test_seconds: float = 0.0
-    cut_off: bool = False
-    error: str = ""
-    versions: str = ""
 
 
 def ablate(
@@ -111,24 +85,24 @@ def ablate(
     networks = _networks(configs, baseline, settings)
     data, videos = _data(networks)
     _check_start(folder, networks, videos)
-    lock = _lock(folder)
+    lock = lock_folder(folder)
     sizes = {network.name: _size(network, num_classes=len(data.class_names)) for network in networks}
     runs = [(network, seed) for seed in range(seeds) for network in networks]
     about = [_command(configs, seeds, baseline, out, settings)]
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the training ends as well
     try:
         for place, (network, seed) in enumerate(runs, 1):
-            if _read(_folder(folder, network, seed)).state == "finished":
+            if read_run(run_folder(folder, network, seed)).state == "finished":
                 continue
-            print(f"\n{network.name}, seed {seed}: {place} of {len(runs)}{_time_left(folder, runs)}", flush=True)
-            _run(folder, network, seed, lock)
-            write_tables(folder, networks, _results(folder, runs), sizes, about)
+            print(f"\n{network.name}, seed {seed}: {place} of {len(runs)}{time_left(folder, runs)}", flush=True)
+            train_and_test(folder, network, seed, lock)
+            write_tables(folder, networks, results_of(folder, runs), sizes, about)
     except KeyboardInterrupt:
-        num_finished = sum(_read(_folder(folder, *run)).state == "finished" for run in runs)
+        num_finished = sum(read_run(run_folder(folder, *run)).state == "finished" for run in runs)
         raise InputError(f"stopped after {num_finished} of {len(runs)} runs; the same command goes on") from None
     finally:
         signal.signal(signal.SIGTERM, previous)
-    results = _results(folder, runs)
+    results = results_of(folder, runs)
     speeds = _speeds(folder, networks, data.class_names)
     sizes = {name: replace(size, clips_per_second=speeds.rates[name]) for name, size in sizes.items()}
     about.append(f"Clips a second: in inference, 8 at once, on {speeds.machine}, {time.strftime('%Y-%m-%d')}.")
@@ -229,92 +203,6 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _lock(folder: Path) -> IO[str]:
-    """Take the folder for this process and those that it starts; no longer taken when all of them have ended.
-
-    Raises:
-        InputError: Another ablation, or a training that it left behind when it was killed, is at work there.
-    """
-    lock = (folder / "lock").open("w")
-    if fcntl is not None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"{folder} is being worked on by another process, perhaps a training that a killed ablation left "
-                "behind; wait for its end, or stop it"
-            ) from None
-    return lock
-
-
-def _run(folder: Path, network: Network, seed: int, lock: IO[str]) -> None:
-    """Train and test a network with a seed, from where it stands."""
-    place = _folder(folder, network, seed)
-    run = _read(place)
-    if run.state == "failed":
-        shutil.rmtree(place)
-        run = Run()
-    place.mkdir(parents=True, exist_ok=True)
-    given = [f"--config={network.config}", *network.options, f"--seed_everything={seed}"]
-    given += [f"--trainer.default_root_dir={place.parent}"]
-    if _logs_to_wandb(network.settings):
-        given += [f"--trainer.logger.init_args.name={network.name}/seed{seed}"]
-    versions = f"cnnbert {cnnbert.__version__}, torch {torch.__version__}, Lightning {pytorch_lightning.__version__}"
-    versions += f", Python {platform.python_version()}, {platform.machine()}"
-    if run.state == "new":
-        last = _newest(place, f"fit-*/{CHECKPOINTS}/last.ckpt")
-        resumed = [] if last is None else [f"--ckpt_path={last}"]
-        start = time.monotonic()
-        _write(place, replace(run, cut_off=True))  # so that it stands there if all is killed
-        try:
-            error = _process(["fit", *given, *resumed], place, folder.name, lock)
-            run = replace(run, state="failed" if error else "trained", error=error, versions=versions)
-        finally:
-            run = replace(run, train_seconds=run.train_seconds + time.monotonic() - start)
-            _write(place, run)
-    if run.state == "trained":
-        best = _newest(place, f"fit-*/{CHECKPOINTS}/best.ckpt")
-        start = time.monotonic()
-        error = _process(["test", *given, f"--ckpt_path={best or 'best'}"], place, folder.name, lock)
-        seconds = time.monotonic() - start
-        _write(place, replace(run, state="failed" if error else "finished", test_seconds=seconds, error=error))
-    for last in place.glob(f"fit-*/{CHECKPOINTS}/last.ckpt"):  # as large as the best one, and needed no more
-        last.unlink()
-
-
-def _process(command: Sequence[str], place: Path, group: str, lock: IO[str]) -> str:
-    """Run a command of ours in a process of its own, show and keep what it prints, and return why it failed."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "WANDB_RUN_GROUP": group}
-    words = [sys.executable, "-m", "cnnbert", *command]
-    kept = () if fcntl is None else (lock.fileno(),)
-    with (place / "log.txt").open("ab") as log:
-        process = subprocess.Popen(
-            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=kept
-        )
-        try:
-            _show(process, log)
-        except KeyboardInterrupt:
-            _show(process, log)  # the terminal interrupts it too, and it saves its checkpoint
-            raise
-        finally:
-            process.kill()  # does nothing to one that has ended
-    if process.returncode == 0:
-        return ""
-    lines = [line.strip() for line in (place / "log.txt").read_text(errors="replace").splitlines()]
-    last = next((line for line in reversed(lines) if line), "it said nothing")
-    return f"{command[0]} ended with exit status {process.returncode}: {last}"
-
-
-def _show(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
-    """Show and keep what a process prints until it ends."""
-    assert process.stdout is not None
-    while piece := os.read(process.stdout.fileno(), 65536):
-        log.write(piece)
-        sys.stdout.write(piece.decode(errors="replace"))
-        sys.stdout.flush()
-    process.wait()
-
-
 @dataclass(frozen=True)
 class Speeds:
     """How fast the networks classify.
@@ -352,7 +240,7 @@ def _size(network: Network, num_classes: int) -> Size:
 
 def _log_to_wandb(folder: Path, networks: Sequence[Network]) -> None:
     """Log the table and the figure as a run of the group, where the runs were logged to W&B."""
-    loggers = [network.settings["trainer"]["logger"] for network in networks if _logs_to_wandb(network.settings)]
+    loggers = [network.settings["trainer"]["logger"] for network in networks if logs_to_wandb(network.settings)]
     if not loggers:
         return
     import wandb
@@ -370,65 +258,6 @@ def _log_to_wandb(folder: Path, networks: Sequence[Network]) -> None:
         titles, *lines = csv.reader(file)
     run.log({"ablation": wandb.Table(columns=[*titles], data=lines), "figure": wandb.Image(str(folder / "figure.png"))})
     run.finish()
-
-
-def _results(folder: Path, runs: Sequence[tuple[Network, int]]) -> list[Result]:
-    """Return what there is of each run."""
-    results = []
-    for network, seed in runs:
-        place = _folder(folder, network, seed)
-        run = _read(place)
-        path = _newest(place, "test-*/results.json") if run.state == "finished" else None
-        results.append(
-            Result(
-                network=network.name,
-                seed=seed,
-                metrics={} if path is None else json.loads(path.read_text(encoding="utf-8")),
-                predictions=None if path is None else path.with_name("predictions.csv"),
-                train_seconds=run.train_seconds,
-                is_cut_off=run.cut_off,
-                error=run.error,
-                versions=run.versions,
-            )
-        )
-    return results
-
-
-def _time_left(folder: Path, runs: Sequence[tuple[Network, int]]) -> str:
-    """Return in words how long the runs that are not finished will take, by those that are."""
-    known = {(network.name, seed): _read(_folder(folder, network, seed)) for network, seed in runs}
-    taken: dict[str, list[float]] = {}
-    for (name, _), run in known.items():
-        if run.state == "finished":
-            taken.setdefault(name, []).append(run.train_seconds + run.test_seconds)
-    if not taken:
-        return ""
-    means = {name: statistics.mean(seconds) for name, seconds in taken.items()}
-    usual = statistics.mean(means.values())
-    left = sum(means.get(name, usual) for (name, _), run in known.items() if run.state != "finished")
-    return f"; about {duration(left)} left"
-
-
-def _folder(folder: Path, network: Network, seed: int) -> Path:
-    return folder / f"seed{seed}" / network.name
-
-
-def _newest(place: Path, pattern: str) -> Path | None:
-    return max(place.glob(pattern), key=lambda path: path.stat().st_mtime, default=None)
-
-
-def _read(place: Path) -> Run:
-    path = place / "run.json"
-    return Run(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else Run()
-
-
-def _write(place: Path, run: Run) -> None:
-    write_whole(place / "run.json", json.dumps(asdict(run), indent=1) + "\n")
-
-
-def _logs_to_wandb(settings: Mapping[str, Any]) -> bool:
-    logger = settings["trainer"]["logger"]
-    return isinstance(logger, Mapping) and str(logger.get("class_path")).endswith(".WandbLogger")
 
 
 def _command(configs: Sequence[str], seeds: int, baseline: Sequence[str], out: str, settings: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from conftest import TINY_DATA, TINY_RUN
 from PIL import Image
 from wandb_file import read_run
 
-from cnnbert import ablate
+from cnnbert import ablate, ablation_runs
 from cnnbert.cli import main
 from cnnbert.errors import InputError
 
@@ -76,7 +76,7 @@ class Processes:
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
     runs = Processes()
-    monkeypatch.setattr(ablate, "_process", runs)
+    monkeypatch.setattr(ablation_runs, "_process", runs)
     return runs
 
 
@@ -280,7 +280,7 @@ def test_a_terminated_ablation_ends_its_training(data: list[str]) -> None:
     process.terminate()
     process.stdout.read()
     assert process.wait() == 143
-    ablate._lock(Path("ablation"))  # nobody holds it
+    ablation_runs.lock_folder(Path("ablation"))  # nobody holds it
 
 
 @pytest.mark.slow
@@ -324,9 +324,9 @@ def test_an_interrupted_process_may_save_its_checkpoint(workplace: Path) -> None
         "except KeyboardInterrupt:\n    print('x' * 200_000); print('saved', flush=True)\n"
     )
     outer = (
-        "import sys, pathlib\nfrom cnnbert import ablate\n"
+        "import sys, pathlib\nfrom cnnbert import ablation_runs\n"
         f"sys.executable = {str(workplace / 'python')!r}\n"
-        f"ablate._process(['fit'], pathlib.Path({str(place)!r}), 'group', open('lock', 'w'))\n"
+        f"ablation_runs._process(['fit'], pathlib.Path({str(place)!r}), 'group', open('lock', 'w'))\n"
     )
     script = workplace / "python"
     script.write_text(f"#!{sys.executable}\n{code}")
@@ -347,10 +347,10 @@ def test_a_training_left_behind_keeps_the_folder(workplace: Path, data: list[str
     script.write_text("#!/bin/sh\necho started\nexec sleep 60\n")
     script.chmod(0o755)
     outer = (
-        "import sys, pathlib\nfrom cnnbert import ablate\n"
+        "import sys, pathlib\nfrom cnnbert import ablation_runs\n"
         f"sys.executable = {str(script)!r}\n"
         "folder = pathlib.Path('ablation')\n"
-        "ablate._process(['fit'], folder, 'group', ablate._lock(folder))\n"
+        "ablation_runs._process(['fit'], folder, 'group', ablation_runs.lock_folder(folder))\n"
     )
     Path("ablation").mkdir()
     process = subprocess.Popen([sys.executable, "-c", outer], stdout=subprocess.PIPE, start_new_session=True)
@@ -359,11 +359,11 @@ def test_a_training_left_behind_keeps_the_folder(workplace: Path, data: list[str
     process.kill()
     process.wait()
     with pytest.raises(InputError, match="ablation is being worked on by another process"):
-        ablate._lock(Path("ablation"))
+        ablation_runs.lock_folder(Path("ablation"))
     os.killpg(process.pid, signal.SIGKILL)
     for _ in range(100):  # until the other has ended too
         with suppress(InputError):
-            ablate._lock(Path("ablation"))
+            ablation_runs.lock_folder(Path("ablation"))
             break
         time.sleep(0.1)
     else:

@@ -15,7 +15,7 @@ from conftest import TINY_DATA, TINY_RUN, write_video
 from test_ltm import small, small_config, write_checkpoint, write_names
 
 import cnnbert
-from cnnbert import ablate, folds
+from cnnbert import ablate, ablation_runs, folds
 from cnnbert.backbones.weights import PUBLISHED
 from cnnbert.cli import main
 from cnnbert.data.datamodule import VideoDataModule
@@ -122,7 +122,9 @@ def test_import_checkpoint(workplace):
 
 def test_ablate(workplace, videos, monkeypatch, one_thread):
     """In this process, and with one seed of small networks; tests/test_ablate.py has more."""
-    monkeypatch.setattr(ablate, "_process", lambda command, place, group, lock: "" if main(command) == 0 else "failed")
+    monkeypatch.setattr(
+        ablation_runs, "_process", lambda command, place, group, lock: "" if main(command) == 0 else "failed"
+    )
     shutil.copytree(videos, "my_videos")
     more = ["--data.clip_length=16", "--model.backbone.weights=null", "--trainer.logger=false"]
     for row in ablate.ROWS:
