@@ -10,7 +10,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,30 +86,39 @@ def ablate(
     networks = _networks(configs, baseline, settings)
     data, videos = _data(networks)
     _check_start(folder, networks, videos)
-    lock = lock_folder(folder)
-    sizes = {network.name: _size(network, num_classes=len(data.class_names)) for network in networks}
     runs = [(network, seed) for seed in range(seeds) for network in networks]
+    sizes = {network.name: _size(network, num_classes=len(data.class_names)) for network in networks}
     about = [_command(configs, seeds, baseline, out, settings)]
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the training ends as well
+    with lock_folder(folder) as lock, _ending_on_sigterm():
+        try:
+            for place, (network, seed) in enumerate(runs, 1):
+                if read_run(run_folder(folder, network, seed)).state == "finished":
+                    continue
+                print(f"\n{network.name}, seed {seed}: {place} of {len(runs)}{time_left(folder, runs)}", flush=True)
+                train_and_test(folder, network, seed, lock)
+                write_tables(folder, networks, results_of(folder, runs), sizes, about)
+        except KeyboardInterrupt:
+            num_finished = sum(read_run(run_folder(folder, *run)).state == "finished" for run in runs)
+            raise InputError(f"stopped after {num_finished} of {len(runs)} runs; the same command goes on") from None
+        results = results_of(folder, runs)
+        speeds = _speeds(folder, networks, data.class_names)
+        sizes = {name: replace(size, clips_per_second=speeds.rates[name]) for name, size in sizes.items()}
+        about.append(f"Clips a second: in inference, 8 at once, on {speeds.machine}, {time.strftime('%Y-%m-%d')}.")
+        print(
+            f"\n{write_tables(folder, networks, results, sizes, about)}\nthe same in {folder / 'table.md'}", flush=True
+        )
+        _log_to_wandb(folder, networks)
+    return int(any(result.error for result in results))
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM an exception, on which the training ends as well."""
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        for place, (network, seed) in enumerate(runs, 1):
-            if read_run(run_folder(folder, network, seed)).state == "finished":
-                continue
-            print(f"\n{network.name}, seed {seed}: {place} of {len(runs)}{time_left(folder, runs)}", flush=True)
-            train_and_test(folder, network, seed, lock)
-            write_tables(folder, networks, results_of(folder, runs), sizes, about)
-    except KeyboardInterrupt:
-        num_finished = sum(read_run(run_folder(folder, *run)).state == "finished" for run in runs)
-        raise InputError(f"stopped after {num_finished} of {len(runs)} runs; the same command goes on") from None
+        yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-    results = results_of(folder, runs)
-    speeds = _speeds(folder, networks, data.class_names)
-    sizes = {name: replace(size, clips_per_second=speeds.rates[name]) for name, size in sizes.items()}
-    about.append(f"Clips a second: in inference, 8 at once, on {speeds.machine}, {time.strftime('%Y-%m-%d')}.")
-    print(f"\n{write_tables(folder, networks, results, sizes, about)}\nthe same in {folder / 'table.md'}", flush=True)
-    _log_to_wandb(folder, networks)
-    return int(any(result.error for result in results))
 
 
 def _networks(configs: Sequence[str], baseline: Sequence[str], settings: Sequence[str]) -> list[Network]:

@@ -280,7 +280,7 @@ def test_a_terminated_ablation_ends_its_training(data: list[str]) -> None:
     process.terminate()
     process.stdout.read()
     assert process.wait() == 143
-    ablation_runs.lock_folder(Path("ablation"))  # nobody holds it
+    ablation_runs.lock_folder(Path("ablation")).close()  # nobody holds it
 
 
 @pytest.mark.slow
@@ -363,7 +363,7 @@ def test_a_training_left_behind_keeps_the_folder(workplace: Path, data: list[str
     os.killpg(process.pid, signal.SIGKILL)
     for _ in range(100):  # until the other has ended too
         with suppress(InputError):
-            ablation_runs.lock_folder(Path("ablation"))
+            ablation_runs.lock_folder(Path("ablation")).close()
             break
         time.sleep(0.1)
     else:
