@@ -47,6 +47,7 @@ class GeneratedActions(VideoSource):
             user's cache folder (XDG_CACHE_HOME, or ~/.cache).
         val_fraction: Share of each class for validation, in (0, 1); at least one video.
         test_fraction: Share of each class for testing, in (0, 1); at least one video.
+        actions: Only these classes, at least two; the videos of the others are left out. By default all 13.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class GeneratedActions(VideoSource):
         folder: str | None = None,
         val_fraction: float = 0.2,
         test_fraction: float = 0.2,
+        actions: list[str] | None = None,
     ) -> None:
         if seed < 0:
             raise InputError(f"seed={seed} must be at least 0")
@@ -64,6 +66,10 @@ class GeneratedActions(VideoSource):
                 f"val_fraction={val_fraction} and test_fraction={test_fraction} must be above 0 and leave something "
                 "to train on; try 0.2 and 0.2"
             )
+        given = list(ACTIONS) if actions is None else actions
+        if len(set(given)) < max(2, len(given)) or not set(given) <= set(ACTIONS):
+            raise InputError(f"actions={given} must be at least two, all different, of {', '.join(ACTIONS)}")
+        self.actions = [action for action in ACTIONS if action in given]
         self.num_clips = num_clips
         self.seed = seed
         self.val_fraction = val_fraction
@@ -78,13 +84,14 @@ class GeneratedActions(VideoSource):
 
     @property
     def class_names(self) -> list[str]:
-        """The 13 actions."""
-        return list(ACTIONS)
+        """The actions, in their usual order."""
+        return self.actions
 
     @property
     def mirrored(self) -> dict[str, str]:
         """The actions that a mirror turns into each other, both ways."""
-        return {**MIRRORED, **{there: here for here, there in MIRRORED.items()}}
+        pairs = {here: there for here, there in MIRRORED.items() if here in self.actions and there in self.actions}
+        return {**pairs, **{there: here for here, there in pairs.items()}}
 
     def prepare(self) -> None:
         """Draw the videos that are not there yet, showing progress.
@@ -95,7 +102,7 @@ class GeneratedActions(VideoSource):
         Raises:
             InputError: The folder cannot be written.
         """
-        missing = [i for i in range(self.num_clips) if not self._path(i).is_file()]
+        missing = [i for i in self._numbers if not self._path(i).is_file()]
         if not missing:
             return
         try:
@@ -117,10 +124,12 @@ class GeneratedActions(VideoSource):
         if split not in (*SPLITS, "predict"):
             raise InputError(f"split={split!r} is not one of {', '.join(SPLITS)}, predict")
         return [
-            VideoRecord(str(self._path(i)), _label(i))
-            for i in range(self.num_clips)
-            if split in (self._split(i), "predict")
+            VideoRecord(str(self._path(i)), _label(i)) for i in self._numbers if split in (self._split(i), "predict")
         ]
+
+    @property
+    def _numbers(self) -> list[int]:
+        return [i for i in range(self.num_clips) if _label(i) in self.actions]
 
     def _num_held_out(self, num: int) -> int:
         return max(1, int(num * self.val_fraction)) + max(1, int(num * self.test_fraction))

@@ -411,3 +411,21 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"the generated videos cannot be written to {source.folder} (")
     assert str(caught.value).endswith("); set folder to one that can")
     assert in_the_way.read_text() == "a file"
+
+
+def test_some_actions_alone(tmp_path: Path) -> None:
+    every = GeneratedActions(LEAST, folder=str(tmp_path))
+    some = GeneratedActions(LEAST, folder=str(tmp_path), actions=["swing", "slide_left", "slide_right"])
+    assert some.class_names == ["slide_right", "slide_left", "swing"]
+    assert some.mirrored == {"slide_right": "slide_left", "slide_left": "slide_right"}
+    for split in ("train", "val", "test", "predict"):
+        kept = [record for record in every.records(split) if record.label in some.class_names]
+        assert some.records(split) == kept
+    some.prepare()
+    assert len(list(some.folder.iterdir())) == 3 * LEAST // len(ACTIONS)
+
+
+@pytest.mark.parametrize("actions", [[], ["swing"], ["swing", "swing"], ["swing", "dance"]])
+def test_wrong_actions(actions: list[str]) -> None:
+    with pytest.raises(InputError, match="must be at least two, all different, of slide_right, slide_left, rise"):
+        GeneratedActions(actions=actions)
