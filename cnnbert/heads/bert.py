@@ -39,6 +39,7 @@ class BERTHead(Head):
         mask_probability: Probability in [0, 1) of hiding a time step from all tokens in training.
         dropout: Probability in [0, 1) of every dropout inside BERT in training.
         classifier_dropout: Probability in [0, 1) of dropping a channel before the classifier in training.
+        num_class_tokens: Class tokens N, all at the first position; what they gather is classified together. LTM has 1.
     """
 
     undecayed = ("cls", "positions")
@@ -56,6 +57,7 @@ class BERTHead(Head):
         mask_probability: float = 0.2,
         dropout: float = 0.1,
         classifier_dropout: float = 0.8,
+        num_class_tokens: int = 1,
     ) -> None:
         super().__init__(in_channels, num_classes)
         width = in_channels if reduce_to is None else reduce_to
@@ -66,6 +68,8 @@ class BERTHead(Head):
             raise InputError(f"num_steps={num_steps} must be at least 1; leave it out to take the backbone's")
         if num_layers < 1:
             raise InputError(f"num_layers={num_layers} must be at least 1; try 1")
+        if num_class_tokens < 1:
+            raise InputError(f"num_class_tokens={num_class_tokens} must be at least 1; try 1")
         if num_heads < 1 or width % num_heads:
             divisors = [number for number in range(1, width + 1) if width % number == 0]
             best = min(divisors, key=lambda number: abs(number - num_heads))
@@ -81,9 +85,10 @@ class BERTHead(Head):
             if not 0 <= given < 1:
                 raise InputError(f"{name}={given} must be in [0, 1); try {usual}")
         self.num_steps_given = num_steps is not None
+        self.num_class_tokens = num_class_tokens
         self.mask_probability = mask_probability
         self.reduction = nn.Identity() if reduce_to is None else reduction_block(in_channels, reduce_to)
-        self.cls = nn.Parameter(torch.empty(1, 1, width))
+        self.cls = nn.Parameter(torch.empty(1, num_class_tokens, width))
         self.positions = nn.Parameter(torch.empty(1, 1 + (num_steps or 4), width))
         nn.init.normal_(self.cls, std=0.02)
         nn.init.normal_(self.positions, std=0.02)
@@ -92,7 +97,7 @@ class BERTHead(Head):
             TransformerBlock(width, num_heads, feedforward_channels or 4 * width, dropout) for _ in range(num_layers)
         )
         self.classifier_dropout = nn.Dropout(classifier_dropout)
-        self.classifier = nn.Linear(width, num_classes)
+        self.classifier = nn.Linear(num_class_tokens * width, num_classes)
         nn.init.xavier_uniform_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
 
@@ -111,42 +116,43 @@ class BERTHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (B, K) of features (B, in_channels, T', H', W') of any length and size."""
-        x = self.make_tokens(features)  # (B, 1 + T', C)
-        key_mask = self.draw_key_mask(x[:, 1:]) if self.training else None  # (B, 1, 1, 1 + T')
-        x = self.dropout(x)  # (B, 1 + T', C)
+        x = self.make_tokens(features)  # (B, N + T', C)
+        key_mask = self.draw_key_mask(x[:, self.num_class_tokens :]) if self.training else None  # (B, 1, 1, N + T')
+        x = self.dropout(x)  # (B, N + T', C)
         for block in self.blocks:
-            x = block(x, key_mask)  # (B, 1 + T', C)
-        return self.classifier(self.classifier_dropout(x[:, 0]))  # (B, K)
+            x = block(x, key_mask)  # (B, N + T', C)
+        return self.classifier(self.classifier_dropout(x[:, : self.num_class_tokens].flatten(1)))  # (B, K)
 
     def attention(self, features: Tensor) -> Tensor:
         """Return how much each token looks at each token, as in evaluation: nothing is masked, dropped or updated.
 
-        It does not depend on the mode of the head, and leaves it as it is. Token 0 is the class token, token 1 + t is
-        time step t; so `[layer, :, :, 0, 1:]` is what the class token gathers from the time steps.
+        It does not depend on the mode of the head, and leaves it as it is. The first N = num_class_tokens tokens are
+        class tokens, token N + t is time step t; so with one class token `[layer, :, :, 0, 1:]` is what it gathers from
+        the time steps.
 
         Args:
             features: (B, in_channels, T', H', W') of any length and size.
 
         Returns:
-            (num_layers, B, num_heads, 1 + T', 1 + T'), probabilities in [0, 1]; each row, of the token that looks,
+            (num_layers, B, num_heads, N + T', N + T'), probabilities in [0, 1]; each row, of the token that looks,
             sums to 1.
         """
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
-            x = self.make_tokens(features)  # (B, 1 + T', C)
+            x = self.make_tokens(features)  # (B, N + T', C)
             weights = []
             for block in self.blocks:
                 assert isinstance(block, TransformerBlock)
-                weights.append(block.attention_weights(x))  # (B, heads, 1 + T', 1 + T')
-                x = block(x)  # (B, 1 + T', C)
+                weights.append(block.attention_weights(x))  # (B, heads, N + T', N + T')
+                x = block(x)  # (B, N + T', C)
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        return torch.stack(weights)  # (layers, B, heads, 1 + T', 1 + T')
+        return torch.stack(weights)  # (layers, B, heads, N + T', N + T')
 
     def make_tokens(self, features: Tensor) -> Tensor:
-        """Return the class token and the time steps, (B, 1 + T', C), with their positions.
+        """Return the class tokens and the time steps, (B, N + T', C), with their positions.
 
         Args:
             features: (B, in_channels, T', H', W').
@@ -154,22 +160,22 @@ class BERTHead(Head):
         x = self.reduction(features)  # (B, C, T', H', W')
         x = x.mean(dim=(3, 4)).transpose(1, 2)  # (B, T', C)
         positions = resize_positions(self.positions, x.shape[1])  # (1, 1 + T', C)
-        return torch.cat([self.cls.expand(x.shape[0], -1, -1), x], dim=1) + positions  # (B, 1 + T', C)
+        cls = (self.cls + positions[:, :1]).expand(x.shape[0], -1, -1)  # (B, N, C)
+        return torch.cat([cls, x + positions[:, 1:]], dim=1)  # (B, N + T', C)
 
     def draw_key_mask(self, steps: Tensor) -> Tensor:
         """Draw which tokens may be attended to.
 
-        Every time step of every sample is hidden with `mask_probability`, independently; the class token
-        never is.
+        Every time step of every sample is hidden with `mask_probability`, independently; class tokens never are.
 
         Args:
             steps: (B, T', C), the tokens of the time steps.
 
         Returns:
-            Boolean (B, 1, 1, 1 + T'), true where a token may be attended to.
+            Boolean (B, 1, 1, N + T'), true where a token may be attended to.
         """
         seen = torch.rand(steps.shape[:2], device=steps.device) >= self.mask_probability  # (B, T')
-        return F.pad(seen, (1, 0), value=True)[:, None, None]  # (B, 1, 1, 1 + T')
+        return F.pad(seen, (self.num_class_tokens, 0), value=True)[:, None, None]  # (B, 1, 1, N + T')
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         resize_loaded(state_dict, f"{prefix}positions", self.positions)

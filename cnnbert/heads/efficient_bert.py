@@ -15,10 +15,11 @@ class EfficientBERTHead(Head):
 
     Garg & Murugan 2021 ("CNN+BERT for Video Recognition") reduce ResNeXt's 2048 channels to 512 for BERT, by a block
     that loses some of what the features tell (FRMB, FRAB), and leave a BERT without such a block for the future. Here
-    the classifier of the average (TGAP) keeps all channels. Beside it a linear layer brings them to `inner_channels`,
-    and a BERT of that width gives logits that are added. Its classifier starts at zero: at first the head is TGAP to
-    the last digit, and departs from it only where that lowers the loss. With 2048 channels and 13 classes it has 1.35
-    million parameters, FRAB's block and BERT together 4.9 million.
+    the classifier of the average (TGAP) keeps all channels. Beside it the features of each time step are normalised and
+    brought to `inner_channels` by a linear layer, and a BERT of that width with several class tokens gives logits that
+    are added. Its classifier starts at zero: at first the head is TGAP to the last digit, and departs from it only
+    where that lowers the loss. With 2048 channels and 13 classes it has 1.36 million parameters, FRAB's block and BERT
+    together 4.9 million. What else was tried, and what it gave, is in docs/experiments.md.
 
     Args:
         in_channels: Channels of the features.
@@ -32,6 +33,7 @@ class EfficientBERTHead(Head):
         mask_probability: Probability in [0, 1) of hiding a time step from all tokens in training.
         dropout: Probability in [0, 1) of every dropout inside BERT in training.
         classifier_dropout: Probability in [0, 1) of dropping a channel before each classifier in training.
+        num_class_tokens: Class tokens of BERT; what they gather is classified together.
     """
 
     undecayed = ("bert.cls", "bert.positions")
@@ -49,13 +51,15 @@ class EfficientBERTHead(Head):
         mask_probability: float = 0.2,
         dropout: float = 0.1,
         classifier_dropout: float = 0.8,
+        num_class_tokens: int = 4,
     ) -> None:
         super().__init__(in_channels, num_classes)
         if inner_channels is not None and inner_channels < 1:
             raise InputError(f"inner_channels={inner_channels} must be at least 1; try {max(64, in_channels // 8)}")
         width = max(64, in_channels // 8) if inner_channels is None else inner_channels
         self.average = TGAPHead(in_channels, num_classes, classifier_dropout)
-        self.reduction = nn.Conv3d(in_channels, width, kernel_size=1)
+        self.norm = nn.LayerNorm(in_channels)
+        self.reduction = nn.Linear(in_channels, width)
         self.bert = BERTHead(
             width,
             num_classes,
@@ -67,6 +71,7 @@ class EfficientBERTHead(Head):
             mask_probability,
             dropout,
             classifier_dropout,
+            num_class_tokens,
         )
         nn.init.zeros_(self.bert.classifier.weight)
 
@@ -79,9 +84,10 @@ class EfficientBERTHead(Head):
         return self.average(features) + self.bert(self.reduce(features))  # (B, K)
 
     def attention(self, features: Tensor) -> Tensor:
-        """Return how much each token looks at each, (num_layers, B, num_heads, 1 + T', 1 + T'); see `BERTHead`."""
+        """Return how much each token looks at each, (num_layers, B, num_heads, N + T', N + T'); see `BERTHead`."""
         return self.bert.attention(self.reduce(features))
 
     def reduce(self, features: Tensor) -> Tensor:
-        """Return features (B, in_channels, T', H', W') averaged over space, with fewer channels, (B, C, T', 1, 1)."""
-        return self.reduction(features.mean(dim=(3, 4), keepdim=True))
+        """Return what BERT sees, (B, C, T', 1, 1), of features (B, in_channels, T', H', W')."""
+        x = features.mean(dim=(3, 4)).transpose(1, 2)  # (B, T', in_channels)
+        return self.reduction(self.norm(x)).transpose(1, 2)[..., None, None]  # (B, C, T', 1, 1)
