@@ -35,11 +35,11 @@ class Run:
     """How far the training and the test of one network with one seed have come; `run.json` in the run's folder.
 
     Attributes:
-        state: `new`, `trained`, `finished` or `failed`.
+        state: `new`, `trained`, `finished`, or `failed` where training did.
         train_seconds: How long training took with its validation, over all starts.
         test_seconds: How long the test took.
         cut_off: Whether a start was killed without its time being taken.
-        error: Why it failed.
+        error: Why training or test failed.
         versions: What it ran with.
     """
 
@@ -100,7 +100,7 @@ def train_and_test(folder: Path, network: Network, seed: int, lock: IO[str]) -> 
         start = time.monotonic()
         error = _process(["test", *given, f"--ckpt_path={best or 'best'}"], place, folder.name, lock)
         seconds = time.monotonic() - start
-        _write_run(place, replace(run, state="failed" if error else "finished", test_seconds=seconds, error=error))
+        _write_run(place, replace(run, state="trained" if error else "finished", test_seconds=seconds, error=error))
     for last in place.glob(f"fit-*/{CHECKPOINTS}/last.ckpt"):  # as large as the best one, and needed no more
         last.unlink()
 

@@ -180,6 +180,20 @@ def test_a_failed_run_stops_nothing_and_is_tried_again(
     assert read(Path("ablation/table.csv"))[1]["difference"] != ""
 
 
+def test_a_failed_test_leaves_its_training(data: list[str], processes: Processes, one_thread: None) -> None:
+    processes.ends = {("test", "tgap", 0): "test ended with exit status -9: it said nothing"}
+    words = ["ablate", "--configs", "tgap.yaml", "--seeds=1", *data]
+    assert main(words) == 1
+    assert (
+        "- Failed: tgap, seed 0: test ended with exit status -9: it said nothing\n"
+        in Path("ablation/table.md").read_text()
+    )
+    processes.ends, processes.commands = {}, []
+    assert main(words) == 0
+    assert processes.commands == [("test", "tgap", 0)]
+    assert "Failed" not in Path("ablation/table.md").read_text()
+
+
 def test_changed_settings_are_refused(
     data: list[str], processes: Processes, videos: Path, capsys: pytest.CaptureFixture[str], one_thread: None
 ) -> None:
