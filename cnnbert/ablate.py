@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import inspect
 import json
 import os
 import shlex
@@ -16,6 +17,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+import cnnbert.heads
 from cnnbert.ablation_runs import (
     lock_folder,
     logs_to_wandb,
@@ -24,12 +28,16 @@ from cnnbert.ablation_runs import (
     run_folder,
     time_left,
     train_and_test,
+    train_on_features,
+    with_classes,
 )
 from cnnbert.ablation_table import Network, Size, write_tables
 from cnnbert.callbacks import write_whole
 from cnnbert.comparison import check_same_videos
 from cnnbert.data.datamodule import VideoDataModule
+from cnnbert.data.features import read_facts
 from cnnbert.errors import InputError
+from cnnbert.features import CONFIG, check_features
 from cnnbert.loading import build, build_data, config_settings
 from cnnbert.machine import best_device, best_precision, describe, prefers_channels_last
 from cnnbert.shipped import find_config
@@ -55,6 +63,8 @@ def ablate(
     seeds: int = 5,
     baseline: tuple[str, ...] = (),
     out: str = "ablation",
+    features: str | None = None,
+    heads: tuple[str, ...] = (),
     settings: Sequence[str] = (),
 ) -> int:
     """Train and test several networks with several seeds on the same data, and compare their test accuracies.
@@ -72,31 +82,56 @@ def ablate(
     More seeds and networks can be added to a folder; changed settings are refused. With W&B the runs are one group,
     and the table is in it.
 
+    With --features, heads are trained on stored features of one frozen backbone, all in this process and much faster:
+    cnnbert ablate --features FOLDER --heads TGAPHead BERTHead. The numbers are those of fit with freeze_backbone.
+
     Args:
         configs: The networks' configs: paths, or shipped ones. A network is called after its file.
         seeds: How many seeds, from 0 on.
         baseline: Networks that others are compared with, by name: each with the one that has the same backbone, or else
             with the first. By default those that average over time (TGAPHead), or else the first of all.
         out: The folder that everything goes to.
+        features: A folder that `cnnbert features` made. The networks are then its backbone with one head each, trained
+            as its config says; of a run head.ckpt stays, the head's weights without the backbone's.
+        heads: The heads for `features`: names of classes, or YAML files with `class_path` and `init_args`. By default
+            all of the package.
         settings: Settings that win over those of all configs, such as --data.source.path=videos.csv.
     """
     if seeds < 1:
         raise InputError(f"seeds={seeds} must be at least 1; with 5 one sees how much is chance")
     folder = Path(out).expanduser()
-    networks = _networks(configs, baseline, settings)
-    data, videos = _data(networks)
+    if features is None:
+        if heads:
+            raise InputError(f"heads={', '.join(heads)} are trained on --features; without, give --configs")
+        networks = _networks({Path(config).stem: (find_config(config), ()) for config in configs}, baseline, settings)
+        if len(networks) < len(configs):
+            raise InputError(f"configs={', '.join(configs)} must be files of different names")
+        data, videos = _data(networks)
+    else:
+        if configs != ROWS:
+            raise InputError(f"configs={', '.join(configs)} do not go with features; give --heads")
+        stored = Path(features).expanduser()
+        read_facts(stored)
+        networks = _networks(
+            {name: (stored / CONFIG, (head,)) for name, head in _heads(heads).items()}, baseline, settings
+        )
+        data, videos = _data(networks[:1])
+        check_features(stored, with_classes(networks[0], data.class_names))
     _check_start(folder, networks, videos)
     runs = [(network, seed) for seed in range(seeds) for network in networks]
     sizes = {network.name: _size(network, num_classes=len(data.class_names)) for network in networks}
-    about = [_command(configs, seeds, baseline, out, settings)]
+    about = [_command(configs, seeds, baseline, out, features, heads, settings)]
     with lock_folder(folder) as lock, _ending_on_sigterm():
         try:
             for place, (network, seed) in enumerate(runs, 1):
                 if read_run(run_folder(folder, network, seed)).state == "finished":
                     continue
                 print(f"\n{network.name}, seed {seed}: {place} of {len(runs)}{time_left(folder, runs)}", flush=True)
-                train_and_test(folder, network, seed, lock)
-                write_tables(folder, networks, results_of(folder, runs), sizes, about)
+                if features is None:
+                    train_and_test(folder, network, seed, lock)
+                    write_tables(folder, networks, results_of(folder, runs), sizes, about)
+                else:
+                    train_on_features(folder, network, seed, stored, data.class_names)
         except KeyboardInterrupt:
             num_finished = sum(read_run(run_folder(folder, *run)).state == "finished" for run in runs)
             raise InputError(f"stopped after {num_finished} of {len(runs)} runs; the same command goes on") from None
@@ -121,30 +156,44 @@ def _ending_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _networks(configs: Sequence[str], baseline: Sequence[str], settings: Sequence[str]) -> list[Network]:
-    """Return the networks of the configs, each with the name of the one that it is compared with."""
-    names = [Path(config).stem for config in configs]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"configs={', '.join(configs)} must be files of different names, at least one")
-    unknown = [name for name in baseline if name not in names]
+def _heads(heads: Sequence[str]) -> dict[str, str]:
+    """Return the setting of each head by its name."""
+    known = [name for name in cnnbert.heads.__all__ if not inspect.isabstract(getattr(cnnbert.heads, name))]
+    named = {}
+    for head in heads or known:
+        if head.endswith((".yaml", ".yml")):
+            named[Path(head).stem] = json.dumps(yaml.safe_load(find_config(head).read_text(encoding="utf-8")))
+        elif "." in head or head in known:
+            named[head.rpartition(".")[2]] = head
+        else:
+            raise InputError(f"heads={head} is no head; the package has {', '.join(known)}")
+    if heads and len(named) < len(heads):
+        raise InputError(f"heads={', '.join(heads)} must have different names")
+    return {name: f"--model.head={head}" for name, head in named.items()}
+
+
+def _networks(
+    given: Mapping[str, tuple[Path, tuple[str, ...]]], baseline: Sequence[str], settings: Sequence[str]
+) -> list[Network]:
+    """Return networks by their name, config and options, each with the name of the one that it is compared with."""
+    unknown = [name for name in baseline if name not in given]
     if unknown:
-        raise InputError(f"baseline={', '.join(unknown)} is not among the networks {', '.join(names)}")
-    paths = [str(find_config(config)) for config in configs]
-    resolved = [config_settings(path, [], settings) for path in paths]
-    parts = [tuple(known["model"][part]["class_path"] for part in ("backbone", "head")) for known in resolved]
-    averages = [name for name, (_, head) in zip(names, parts, strict=True) if head.endswith(".TGAPHead")]
-    baselines = [*baseline] or averages or names[:1]
-    backbones = {name: backbone for name, (backbone, _) in zip(names, parts, strict=True)}
+        raise InputError(f"baseline={', '.join(unknown)} is not among the networks {', '.join(given)}")
+    options = {name: (*own, *settings) for name, (_, own) in given.items()}
+    resolved = {name: config_settings(config, [], options[name]) for name, (config, _) in given.items()}
+    backbones = {name: known["model"]["backbone"]["class_path"] for name, known in resolved.items()}
+    averages = [name for name, known in resolved.items() if known["model"]["head"]["class_path"].endswith(".TGAPHead")]
+    baselines = [*baseline] or averages or [*given][:1]
     of_backbone = {backbones[name]: name for name in reversed(baselines)}
     return [
         Network(
             name,
-            path,
-            tuple(settings),
-            known,
+            str(config),
+            options[name],
+            resolved[name],
             "" if name in baselines else of_backbone.get(backbones[name], baselines[0]),
         )
-        for name, path, known in zip(names, paths, resolved, strict=True)
+        for name, (config, _) in given.items()
     ]
 
 
@@ -270,8 +319,18 @@ def _log_to_wandb(folder: Path, networks: Sequence[Network]) -> None:
     run.finish()
 
 
-def _command(configs: Sequence[str], seeds: int, baseline: Sequence[str], out: str, settings: Sequence[str]) -> str:
+def _command(
+    configs: Sequence[str],
+    seeds: int,
+    baseline: Sequence[str],
+    out: str,
+    features: str | None,
+    heads: Sequence[str],
+    settings: Sequence[str],
+) -> str:
     """Return the command line that makes the tables."""
-    words = ["cnnbert", "ablate", *(["--configs", *configs] if tuple(configs) != ROWS else []), "--seeds", str(seeds)]
-    words += ["--baseline", *baseline] if baseline else []
+    words = ["cnnbert", "ablate", *(["--configs", *configs] if tuple(configs) != ROWS else [])]
+    words += [] if features is None else ["--features", features]
+    words += ["--heads", *heads] if heads else []
+    words += ["--seeds", str(seeds), *(["--baseline", *baseline] if baseline else [])]
     return shlex.join([*words, *(["--out", out] if out != "ablation" else []), *settings])

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ import cnnbert
 from cnnbert.ablation_table import Network, Result, duration
 from cnnbert.callbacks import write_whole
 from cnnbert.errors import InputError
+from cnnbert.head_training import train_head
 from cnnbert.runs import CHECKPOINTS
 
 try:
@@ -82,8 +84,6 @@ def train_and_test(folder: Path, network: Network, seed: int, lock: IO[str]) -> 
     given += [f"--trainer.default_root_dir={place.parent}"]
     if logs_to_wandb(network.settings):
         given += [f"--trainer.logger.init_args.name={network.name}/seed{seed}"]
-    versions = f"cnnbert {cnnbert.__version__}, torch {torch.__version__}, Lightning {pytorch_lightning.__version__}"
-    versions += f", Python {platform.python_version()}, {platform.machine()}"
     if run.state == "new":
         last = _newest(place, f"fit-*/{CHECKPOINTS}/last.ckpt")
         resumed = [] if last is None else [f"--ckpt_path={last}"]
@@ -91,7 +91,7 @@ def train_and_test(folder: Path, network: Network, seed: int, lock: IO[str]) -> 
         _write_run(place, replace(run, cut_off=True))  # so that it stands there if all is killed
         try:
             error = _process(["fit", *given, *resumed], place, folder.name, lock)
-            run = replace(run, state="failed" if error else "trained", error=error, versions=versions)
+            run = replace(run, state="failed" if error else "trained", error=error, versions=_versions())
         finally:
             run = replace(run, train_seconds=run.train_seconds + time.monotonic() - start)
             _write_run(place, run)
@@ -103,6 +103,32 @@ def train_and_test(folder: Path, network: Network, seed: int, lock: IO[str]) -> 
         _write_run(place, replace(run, state="trained" if error else "finished", test_seconds=seconds, error=error))
     for last in place.glob(f"fit-*/{CHECKPOINTS}/last.ckpt"):  # as large as the best one, and needed no more
         last.unlink()
+
+
+def train_on_features(folder: Path, network: Network, seed: int, features: Path, class_names: Sequence[str]) -> None:
+    """Train a network's head with a seed on stored features and test it, from the beginning, in this process."""
+    place = run_folder(folder, network, seed)
+    shutil.rmtree(place, ignore_errors=True)  # of a start that failed or was stopped
+    place.mkdir(parents=True)
+    start = time.monotonic()
+    try:
+        train_head(features, with_classes(network, class_names), seed, place)
+    except Exception as error:  # whatever is wrong with one head, the others go on
+        (place / "log.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        run = Run("failed", error=f"{type(error).__name__}: {error}", versions=_versions())
+    else:
+        run = Run("finished", versions=_versions())
+    _write_run(place, replace(run, train_seconds=time.monotonic() - start))
+
+
+def with_classes(network: Network, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return all settings of a network, with the names of the classes."""
+    return {**network.settings, "model": {**network.settings["model"], "class_names": [*class_names]}}
+
+
+def _versions() -> str:
+    versions = f"cnnbert {cnnbert.__version__}, torch {torch.__version__}, Lightning {pytorch_lightning.__version__}"
+    return f"{versions}, Python {platform.python_version()}, {platform.machine()}"
 
 
 def _process(command: Sequence[str], place: Path, group: str, lock: IO[str]) -> str:
@@ -144,7 +170,9 @@ def results_of(folder: Path, runs: Sequence[tuple[Network, int]]) -> list[Result
     for network, seed in runs:
         place = run_folder(folder, network, seed)
         run = read_run(place)
-        path = _newest(place, "test-*/results.json") if run.state == "finished" else None
+        path = None
+        if run.state == "finished":
+            path = _newest(place, "test-*/results.json") or place / "results.json"
         results.append(
             Result(
                 network=network.name,

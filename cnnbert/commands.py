@@ -12,6 +12,7 @@ from cnnbert.ablate import ablate
 from cnnbert.bench import bench_data
 from cnnbert.check import check
 from cnnbert.clips import clips
+from cnnbert.features import features
 from cnnbert.folds import splits
 from cnnbert.ltm import import_checkpoint
 from cnnbert.prepare import prepare
@@ -22,6 +23,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "bench-data": bench_data,
     "check": check,
     "clips": clips,
+    "features": features,
     "import-checkpoint": import_checkpoint,
     "prepare": prepare,
     "splits": splits,

@@ -194,7 +194,8 @@ def _model(config: str, num_classes: int, settings: Sequence[str]) -> tuple[Acti
         raise InputError(f"num_classes={num_classes} must be at least 1")
     known = config_settings(config, [str(i) for i in range(num_classes)], settings)
     with torch.device("meta"):
-        return instantiate(known["model"]).eval(), known["data"]["frame_size"]
+        model = instantiate(known["model"]).eval()
+    return model.requires_grad_(False), known["data"]["frame_size"]  # else torch's counter fails over some views
 
 
 def _parameters(module: nn.Module) -> int:

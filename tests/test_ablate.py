@@ -237,11 +237,12 @@ def test_each_network_is_compared_with_the_average_of_its_own_backbone(
 ) -> None:
     rows = [(backbone, head) for backbone in ("R2Plus1D", "ResNeXt3D") for head in ("BERTHead", "TGAPHead")]
     configs = [write_config(f"{backbone}_{head}.yaml", backbone, head) for backbone, head in rows]
-    networks = ablate._networks(configs, (), ())
+    given = {Path(config).stem: (Path(config), ()) for config in configs}
+    networks = ablate._networks(given, (), ())
     assert [network.baseline for network in networks] == ["R2Plus1D_TGAPHead", "", "ResNeXt3D_TGAPHead", ""]
-    networks = ablate._networks(configs, ("ResNeXt3D_BERTHead",), ())
+    networks = ablate._networks(given, ("ResNeXt3D_BERTHead",), ())
     assert [network.baseline for network in networks] == ["ResNeXt3D_BERTHead"] * 2 + ["", "ResNeXt3D_BERTHead"]
-    networks = ablate._networks(configs[::2], (), ())
+    networks = ablate._networks(dict([*given.items()][::2]), (), ())
     assert [network.baseline for network in networks] == ["", "R2Plus1D_BERTHead"]
 
 
