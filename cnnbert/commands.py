@@ -79,7 +79,7 @@ def _joined_lists(args: list[str], names: list[str]) -> list[str]:
     words = list(args)
     while words:
         name, equals, value = words.pop(0).partition("=")
-        if name.removeprefix("--") not in names:
+        if name not in [f"--{one}" for one in names]:
             joined.append(name + equals + value)
             continue
         number = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))

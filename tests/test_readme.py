@@ -50,7 +50,7 @@ def test_every_block_is_known():
     """Commands of another kind would need a test of their own; CI runs the two lines that install."""
     words = {shlex.split(part)[0] for block in blocks("bash") for part in re.split(r"&&|\n", block) if part.strip()}
     assert words == {"python3", ".venv/bin/pip", ".venv/bin/cnnbert", ".venv/bin/pytest", "cnnbert"}
-    assert len(commands()) == 13
+    assert len(commands()) == 15
 
 
 def test_your_own_videos(workplace, videos):
@@ -120,6 +120,16 @@ def test_import_checkpoint(workplace):
     assert cnnbert.load("model.ckpt").class_names == ["class 0", "class 1", "class 2"]
 
 
+def test_heads_on_features(workplace, videos, one_thread):
+    shutil.copytree(videos, "my_videos")
+    small_config("r2plus1d_tgap.yaml", workplace)
+    sizes = [*TINY_DATA, "--model.backbone.weights=null", "--trainer.logger=false"]
+    assert main([*command("features"), *sizes]) == 0
+    (ablation,) = (words for words in commands() if words[:2] == ["ablate", "--features"])
+    assert main([*ablation, "--seeds=1", "--trainer.max_epochs=1"]) == 0
+    assert "| EfficientBERTHead | TGAPHead |" in Path("heads/table.md").read_text()
+
+
 def test_ablate(workplace, videos, monkeypatch, one_thread):
     """In this process, and with one seed of small networks; tests/test_ablate.py has more."""
     monkeypatch.setattr(
@@ -129,7 +139,8 @@ def test_ablate(workplace, videos, monkeypatch, one_thread):
     more = ["--data.clip_length=16", "--model.backbone.weights=null", "--trainer.logger=false"]
     for row in ablate.ROWS:
         small_config(row, workplace)
-    assert main([*command("ablate"), "--seeds=1", *TINY_DATA, *TINY_RUN, *more]) == 0
+    (ablation,) = (words for words in commands() if words[:2] == ["ablate", "--data"])
+    assert main([*ablation, "--seeds=1", *TINY_DATA, *TINY_RUN, *more]) == 0
     table = Path("ablation/table.csv").read_text().splitlines()
     assert [line.partition(",")[0] for line in table] == [
         "network",
