@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnbert.errors import InputError
 from cnnbert.heads.base import Head
 from cnnbert.heads.bert import BERTHead
 from cnnbert.heads.tgap import TGAPHead
+from cnnbert.layers.conv import Conv3d
+
+GROUP = 8
+"""Channels of a group of the second convolution, as in ResNeXt-101's block of 256 channels."""
 
 
 class EfficientBERTHead(Head):
@@ -15,16 +20,18 @@ class EfficientBERTHead(Head):
 
     Garg & Murugan 2021 ("CNN+BERT for Video Recognition") reduce ResNeXt's 2048 channels to 512 for BERT, by a block
     that loses some of what the features tell (FRMB, FRAB), and leave a BERT without such a block for the future. Here
-    the classifier of the average (TGAP) keeps all channels. Beside it the features of each time step are normalised and
-    brought to `inner_channels` by a linear layer, and a BERT of that width with several class tokens gives logits that
-    are added. Its classifier starts at zero: at first the head is TGAP to the last digit, and departs from it only
-    where that lowers the loss. With 2048 channels and 13 classes it has 1.36 million parameters, FRAB's block and BERT
-    together 4.9 million. What else was tried, and what it gave, is in docs/experiments.md.
+    the classifier of the average (TGAP) keeps all channels. Beside it a convolution brings the features to
+    `inner_channels`, a second one over space and time, in groups of 8 channels, adds to them, and a BERT of that width
+    with several class tokens gives logits that are added to the average's. Its classifier starts at zero: at first the
+    head is TGAP to the last digit, and departs from it only where that lowers the loss. With 2048 channels and 13
+    classes it has 1.41 million parameters, FRAB's block and BERT together 4.9 million. What else was tried, and what it
+    gave, is in docs/experiments.md.
 
     Args:
         in_channels: Channels of the features.
         num_classes: Classes K.
-        inner_channels: Channels of BERT's tokens. None takes an eighth of `in_channels`, but at least 64.
+        inner_channels: Channels of BERT's tokens, a multiple of 8. None takes an eighth of `in_channels`, but at least
+            64.
         num_steps: Time steps T' that the table of positions has. None takes those of the backbone at the clip
             length in use, 4 until they are known. Features of another length get positions interpolated over time.
         num_layers: Transformer blocks.
@@ -54,12 +61,14 @@ class EfficientBERTHead(Head):
         num_class_tokens: int = 4,
     ) -> None:
         super().__init__(in_channels, num_classes)
-        if inner_channels is not None and inner_channels < 1:
-            raise InputError(f"inner_channels={inner_channels} must be at least 1; try {max(64, in_channels // 8)}")
-        width = max(64, in_channels // 8) if inner_channels is None else inner_channels
+        usual = max(64, in_channels // 64 * 8)
+        width = usual if inner_channels is None else inner_channels
+        if width < 1 or width % GROUP:
+            raise InputError(f"inner_channels={inner_channels} must be a positive multiple of {GROUP}; try {usual}")
         self.average = TGAPHead(in_channels, num_classes, classifier_dropout)
-        self.norm = nn.LayerNorm(in_channels)
-        self.reduction = nn.Linear(in_channels, width)
+        self.reduction = Conv3d(in_channels, width, kernel_size=1, bias=False)
+        self.norm = nn.BatchNorm3d(width)
+        self.mixing = Conv3d(width, width, kernel_size=3, padding=1, groups=width // GROUP)
         self.bert = BERTHead(
             width,
             num_classes,
@@ -88,6 +97,6 @@ class EfficientBERTHead(Head):
         return self.bert.attention(self.reduce(features))
 
     def reduce(self, features: Tensor) -> Tensor:
-        """Return what BERT sees, (B, C, T', 1, 1), of features (B, in_channels, T', H', W')."""
-        x = features.mean(dim=(3, 4)).transpose(1, 2)  # (B, T', in_channels)
-        return self.reduction(self.norm(x)).transpose(1, 2)[..., None, None]  # (B, C, T', 1, 1)
+        """Return what BERT sees, (B, inner_channels, T', H', W'), of features (B, in_channels, T', H', W')."""
+        x = self.norm(self.reduction(features))  # (B, C, T', H', W')
+        return x + F.gelu(self.mixing(x))  # (B, C, T', H', W')

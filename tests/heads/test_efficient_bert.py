@@ -34,7 +34,7 @@ def test_its_first_step_is_that_of_tgap_for_the_average() -> None:
     assert head.reduction.weight.grad.abs().sum() == 0
 
 
-@pytest.mark.parametrize(("channels", "width", "parameters"), [(2048, 256, 1_360_666), (512, 64, 94_426), (64, 64, 0)])
+@pytest.mark.parametrize(("channels", "width", "parameters"), [(2048, 256, 1_412_378), (512, 64, 107_354), (64, 64, 0)])
 def test_size(channels: int, width: int, parameters: int) -> None:
     head = EfficientBERTHead(channels, 13)
     assert head.bert.in_channels == width
@@ -84,7 +84,9 @@ def test_positions_follow_the_clips(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_wrong_width() -> None:
-    with pytest.raises(InputError, match="inner_channels=0 must be at least 1; try 256"):
+    with pytest.raises(InputError, match="inner_channels=0 must be a positive multiple of 8; try 256"):
         EfficientBERTHead(2048, 13, inner_channels=0)
+    with pytest.raises(InputError, match="inner_channels=12 must be a positive multiple of 8; try 64"):
+        EfficientBERTHead(128, 13, inner_channels=12)
     with pytest.raises(InputError, match="num_heads=3 must divide the width 64; try 2"):
         EfficientBERTHead(128, 13, num_heads=3)

@@ -36,7 +36,7 @@ CASES: list[tuple[type[Head], dict[str, Any]]] = [
     (BERTHead, {"reduce_to": 64}),
     (BERTHead, {"num_class_tokens": 3}),
     (EfficientBERTHead, {}),
-    (EfficientBERTHead, {"inner_channels": 12, "num_steps": 3, "num_layers": 2, "num_heads": 3}),
+    (EfficientBERTHead, {"inner_channels": 24, "num_steps": 3, "num_layers": 2, "num_heads": 3}),
     (ConcatHead, {}),
     (ConcatHead, {"num_steps": 3, "hidden_channels": None}),
     (LSTMHead, {}),
