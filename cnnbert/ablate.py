@@ -103,9 +103,9 @@ def ablate(
     if features is None:
         if heads:
             raise InputError(f"heads={', '.join(heads)} are trained on --features; without, give --configs")
+        if len({Path(config).stem for config in configs}) < max(1, len(configs)):
+            raise InputError(f"configs={', '.join(configs)} must be files of different names, at least one")
         networks = _networks({Path(config).stem: (find_config(config), ()) for config in configs}, baseline, settings)
-        if len(networks) < len(configs):
-            raise InputError(f"configs={', '.join(configs)} must be files of different names")
         data, videos = _data(networks)
     else:
         if configs != ROWS:
