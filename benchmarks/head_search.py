@@ -13,6 +13,7 @@ import tempfile
 from itertools import product
 from pathlib import Path
 
+from cnnbert.commands import part_settings
 from cnnbert.data.features import read_facts
 from cnnbert.features import CONFIG
 from cnnbert.head_training import train_head
@@ -26,7 +27,8 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3])
     parser.add_argument("--dropouts", type=float, nargs="+", default=[0.2, 0.5])
     parser.add_argument("--seeds", type=int, default=2)
-    given, settings = parser.parse_known_args()
+    given, words = parser.parse_known_args()
+    settings, _ = part_settings(words)
     class_names = read_facts(given.features)["key"]["classes"]
     pairs = list(product(given.rates, given.dropouts))
     print("| head | " + " | ".join(f"{rate:g}, {dropout:g}" for rate, dropout in pairs) + " |")

@@ -49,7 +49,7 @@ def run_command(name: str, args: list[str]) -> int:
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=skipped)
     settings: list[str] = []
     if takes_settings:
-        settings, args = _part_settings(args)
+        settings, args = part_settings(args)
     lists = [name for name, parameter in parameters.items() if str(parameter.annotation).startswith("tuple[str")]
     args = _joined_lists([_underscored(word) for word in args], lists)
     first = next(iter(parameters.values()))
@@ -59,7 +59,7 @@ def run_command(name: str, args: list[str]) -> int:
     return function(**given, **({"settings": settings} if takes_settings else {})) or 0
 
 
-def _part_settings(args: list[str]) -> tuple[list[str], list[str]]:
+def part_settings(args: list[str]) -> tuple[list[str], list[str]]:
     """Return the settings of a config as `--name=value`, and all other words."""
     settings, others = [], []
     words = iter(args)
