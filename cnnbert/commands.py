@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Callable
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from cnnbert.ablate import ablate
 from cnnbert.bench import bench_data
@@ -35,6 +35,15 @@ SETTINGS = ("--model", "--data", "--trainer", "--seed_everything")
 """Options that belong to a run's config: handed on as they are to a function that takes `settings`."""
 
 
+class ParagraphFormatter(DefaultHelpFormatter):
+    """Keeps the paragraphs of a docstring apart in the help."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(
+            super(ParagraphFormatter, self)._fill_text(part, width, indent) for part in text.split("\n\n")
+        )
+
+
 def run_command(name: str, args: list[str]) -> int:
     """Run a command with its arguments, the words after its name, and return its exit status; `--a-name` is `--a_name`.
 
@@ -42,7 +51,7 @@ def run_command(name: str, args: list[str]) -> int:
     """
     function = COMMANDS[name]
     description = (inspect.getdoc(function) or "").partition("Args:")[0]
-    parser = ArgumentParser(prog=f"cnnbert {name}", description=description)
+    parser = ArgumentParser(prog=f"cnnbert {name}", description=description, formatter_class=ParagraphFormatter)
     parameters = inspect.signature(function).parameters
     takes_settings = "settings" in parameters
     skipped: set[str | int] = {"settings"} if takes_settings else set()
