@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.cli import instantiate_module
@@ -72,7 +73,7 @@ def train_head(features: Path, settings: Mapping[str, Any], seed: int, folder: P
     Raises:
         InputError: The settings do not fit the features.
     """
-    with _quiet():
+    with _quiet(), _one_thread():
         seed_everything(seed, workers=True, verbose=False)
         model = instantiate({**settings["model"], "freeze_backbone": True})
         model.backbone = StoredBackbone(model.backbone)
@@ -100,6 +101,17 @@ def train_head(features: Path, settings: Mapping[str, Any], seed: int, folder: P
     Path(best.best_model_path).replace(folder / "head.ckpt")
     (folder / CHECKPOINTS).rmdir()
     return float(best.best_model_score or 0)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread on a CPU: a head's steps are so short that several would mostly wait for each other."""
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(number)
 
 
 @contextmanager
