@@ -310,7 +310,7 @@ def _log_to_wandb(folder: Path, networks: Sequence[Network]) -> None:
         project=arguments.get("project"),
         group=folder.name,
         name=f"{folder.name}/table",
-        dir=str(folder),
+        dir=str(folder.absolute()),
         mode="offline" if arguments.get("offline") or not has_key else None,
     )
     with (folder / "table.csv").open(newline="", encoding="utf-8") as file:

@@ -153,7 +153,7 @@ class RunCLI(LightningCLI):
 
         arguments.name = arguments.name or f"{self.folder.parent.name}/{self.folder.name}"
         if arguments.save_dir == ".":
-            arguments.save_dir = str(self.folder)
+            arguments.save_dir = str(self.folder.absolute())  # its process may have been started elsewhere
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (arguments.offline or "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)):
             arguments.mode = "offline"

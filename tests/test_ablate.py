@@ -334,12 +334,14 @@ def test_an_interrupted_process_may_save_its_checkpoint(workplace: Path) -> None
     place.mkdir()
     code = (
         "import sys, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell's children ignore it
         "print('started', flush=True)\n"
         "try:\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    print('x' * 200_000); print('saved', flush=True)\n"
     )
     outer = (
-        "import sys, pathlib\nfrom cnnbert import ablation_runs\n"
+        "import sys, pathlib, signal\nfrom cnnbert import ablation_runs\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"sys.executable = {str(workplace / 'python')!r}\n"
         f"ablation_runs._process(['fit'], pathlib.Path({str(place)!r}), 'group', open('lock', 'w'))\n"
     )
