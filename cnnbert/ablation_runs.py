@@ -113,6 +113,10 @@ def train_on_features(folder: Path, network: Network, seed: int, features: Path,
     start = time.monotonic()
     try:
         train_head(features, with_classes(network, class_names), seed, place)
+    except SystemExit as end:
+        if end.code == 1:  # so ends Lightning a training that Ctrl-C stops
+            raise KeyboardInterrupt from None
+        raise
     except Exception as error:  # whatever is wrong with one head, the others go on
         (place / "log.txt").write_text(traceback.format_exc(), encoding="utf-8")
         run = Run("failed", error=f"{type(error).__name__}: {error}", versions=_versions())

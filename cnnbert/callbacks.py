@@ -205,7 +205,8 @@ class RunReport(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say how to go on with an interrupted training."""
         last = self.folder / CHECKPOINTS / "last.ckpt"
-        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit" and trainer.global_step > 0:
+        saves = any(getattr(callback, "save_on_exception", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if saves and isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit" and trainer.global_step > 0:
             print(f"\nstopped; to go on: cnnbert fit --ckpt_path {last}", flush=True)
 
     @rank_zero_only

@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +266,35 @@ def test_heads_side_by_side(options: list[str], capsys: pytest.CaptureFixture[st
     capsys.readouterr()
     assert main(["ablate", "--features=features", *heads[:4], "--seeds=2"]) == 0
     assert "seed" not in capsys.readouterr().out.split("|")[0].replace("--seeds", "")  # nothing is trained again
+
+
+def test_a_stopped_ablation_goes_on(options: list[str]) -> None:
+    """Ctrl-C in a training: Lightning turns it into an exit."""
+    make(options, "--train-views=1")
+    words = [
+        "ablate",
+        "--features=features",
+        "--heads",
+        "TGAPHead",
+        "BERTHead",
+        "--seeds=1",
+        "--trainer.max_epochs=4000",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "cnnbert", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
+    while not list(Path("ablation").rglob("best.ckpt")):  # until an epoch has been trained
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert error.endswith("cnnbert: error: stopped after 0 of 2 runs; the same command goes on\n")
+    assert "to go on: cnnbert fit" not in out
 
 
 @pytest.mark.parametrize(
