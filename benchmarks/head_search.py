@@ -1,18 +1,24 @@
 """Learning rate and dropout of each head, by validation on stored features; the test videos are not looked at.
 
-    python benchmarks/head_search.py features --heads TGAPHead BERTHead
+    python benchmarks/head_search.py features --heads benchmarks/heads/TGAP.yaml benchmarks/heads/BERT.yaml
 
-Settings of `cnnbert fit` may follow. Prints a line a head with the validation accuracy of every pair, mean over seeds.
+Heads are YAML files with `class_path` and `init_args`. Settings of `cnnbert fit` may follow. Prints a line a head with
+the validation accuracy of every pair, mean over seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
+import json
 import statistics
 import tempfile
 from itertools import product
 from pathlib import Path
 
+import yaml
+
+import cnnbert.heads
 from cnnbert.commands import part_settings
 from cnnbert.data.features import read_facts
 from cnnbert.features import CONFIG
@@ -23,8 +29,8 @@ from cnnbert.loading import config_settings
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("features", type=Path)
-    parser.add_argument("--heads", nargs="+", required=True)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3])
+    parser.add_argument("--heads", type=Path, nargs="+", required=True)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 4e-3, 1.6e-2])
     parser.add_argument("--dropouts", type=float, nargs="+", default=[0.2, 0.5])
     parser.add_argument("--seeds", type=int, default=2)
     given, words = parser.parse_known_args()
@@ -33,18 +39,21 @@ def main() -> None:
     pairs = list(product(given.rates, given.dropouts))
     print("| head | " + " | ".join(f"{rate:g}, {dropout:g}" for rate, dropout in pairs) + " |")
     print("| --- " * (1 + len(pairs)) + "|")
-    for head in given.heads:
+    for path in given.heads:
+        head = yaml.safe_load(path.read_text(encoding="utf-8"))
+        arguments = inspect.signature(getattr(cnnbert.heads, head["class_path"])).parameters
+        name = "classifier_dropout" if "classifier_dropout" in arguments else "dropout"
         cells = []
         for rate, dropout in pairs:
-            name = "classifier_dropout" if "BERT" in head else "dropout"
-            own = [f"--model.head={head}", f"--model.head.{name}={dropout}", f"--model.optimizer.lr={rate}"]
+            changed = {**head, "init_args": {**head.get("init_args", {}), name: dropout}}
+            own = [f"--model.head={json.dumps(changed)}", f"--model.optimizer.lr={rate}"]
             known = config_settings(given.features / CONFIG, class_names, [*own, *settings])
             with tempfile.TemporaryDirectory() as folder:
                 found = [
                     train_head(given.features, known, seed, Path(folder) / str(seed)) for seed in range(given.seeds)
                 ]
             cells.append(f"{100 * statistics.mean(found):.1f}")
-        print(f"| {head} | {' | '.join(cells)} |", flush=True)
+        print(f"| {path.stem} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

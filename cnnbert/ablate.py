@@ -21,11 +21,10 @@ import yaml
 
 import cnnbert.heads
 from cnnbert.ablation_runs import (
+    is_finished,
     lock_folder,
     logs_to_wandb,
-    read_run,
     results_of,
-    run_folder,
     time_left,
     train_and_test,
     train_on_features,
@@ -82,8 +81,9 @@ def ablate(
     More seeds and networks can be added to a folder; changed settings are refused. With W&B the runs are one group,
     and the table is in it.
 
-    With --features, heads are trained on stored features of one frozen backbone, all in this process and much faster:
-    cnnbert ablate --features FOLDER --heads TGAPHead BERTHead. The numbers are those of fit with freeze_backbone.
+    With --features, heads are trained on stored features of one frozen backbone, as many at a time as there are CPU
+    cores, and much faster: cnnbert ablate --features FOLDER --heads TGAPHead BERTHead. The numbers are those of fit
+    with freeze_backbone.
 
     Args:
         configs: The networks' configs: paths, or shipped ones. A network is called after its file.
@@ -93,8 +93,9 @@ def ablate(
         out: The folder that everything goes to.
         features: A folder that `cnnbert features` made. The networks are then its backbone with one head each, trained
             as its config says; of a run head.ckpt stays, the head's weights without the backbone's.
-        heads: The heads for `features`: names of classes, or YAML files with `class_path` and `init_args`. By default
-            all of the package.
+        heads: The heads for `features`: names of classes, or YAML files with `class_path` and `init_args`, or configs
+            with `model.head` and whatever else a head's training needs, such as its learning rate. By default all of
+            the package.
         settings: Settings that win over those of all configs, such as --data.source.path=videos.csv.
     """
     if seeds < 1:
@@ -116,24 +117,29 @@ def ablate(
             {name: (stored / CONFIG, (head,)) for name, head in _heads(heads).items()}, baseline, settings
         )
         data, videos = _data(networks[:1])
-        check_features(stored, with_classes(networks[0], data.class_names))
+        kinds = {_clips_and_backbone(network): network for network in networks}
+        for network in kinds.values():
+            check_features(stored, with_classes(network, data.class_names))
     _check_start(folder, networks, videos)
     runs = [(network, seed) for seed in range(seeds) for network in networks]
     sizes = {network.name: _size(network, num_classes=len(data.class_names)) for network in networks}
     about = [_command(configs, seeds, baseline, out, features, heads, settings)]
     with lock_folder(folder) as lock, _ending_on_sigterm():
         try:
-            for place, (network, seed) in enumerate(runs, 1):
-                if read_run(run_folder(folder, network, seed)).state == "finished":
-                    continue
-                print(f"\n{network.name}, seed {seed}: {place} of {len(runs)}{time_left(folder, runs)}", flush=True)
-                if features is None:
+            if features is None:
+                for place, (network, seed) in enumerate(runs, 1):
+                    if is_finished(folder, network, seed):
+                        continue
+                    print(f"\n{network.name}, seed {seed}: {place} of {len(runs)}{time_left(folder, runs)}", flush=True)
                     train_and_test(folder, network, seed, lock)
                     write_tables(folder, networks, results_of(folder, runs), sizes, about)
-                else:
-                    train_on_features(folder, network, seed, stored, data.class_names)
+            else:
+                left = [run for run in runs if not is_finished(folder, *run)]
+                done = train_on_features(folder, left, stored, data.class_names)
+                for place, (network, seed) in enumerate(done, len(runs) - len(left) + 1):
+                    print(f"{network.name}, seed {seed}: {place} of {len(runs)} done", flush=True)
         except KeyboardInterrupt:
-            num_finished = sum(read_run(run_folder(folder, *run)).state == "finished" for run in runs)
+            num_finished = sum(is_finished(folder, *run) for run in runs)
             raise InputError(f"stopped after {num_finished} of {len(runs)} runs; the same command goes on") from None
         results = results_of(folder, runs)
         speeds = _speeds(folder, networks, data.class_names)
@@ -162,14 +168,33 @@ def _heads(heads: Sequence[str]) -> dict[str, str]:
     named = {}
     for head in heads or known:
         if head.endswith((".yaml", ".yml")):
-            named[Path(head).stem] = json.dumps(yaml.safe_load(find_config(head).read_text(encoding="utf-8")))
+            named[Path(head).stem] = _head_file(find_config(head))
         elif "." in head or head in known:
-            named[head.rpartition(".")[2]] = head
+            named[head.rpartition(".")[2]] = f"--model.head={head}"
         else:
             raise InputError(f"heads={head} is no head; the package has {', '.join(known)}")
     if heads and len(named) < len(heads):
         raise InputError(f"heads={', '.join(heads)} must have different names")
-    return {name: f"--model.head={head}" for name, head in named.items()}
+    return named
+
+
+def _clips_and_backbone(network: Network) -> str:
+    """Return the settings that features may depend on."""
+    known = network.settings
+    return json.dumps([known["seed_everything"], known["model"]["backbone"], known["data"]], default=str)
+
+
+def _head_file(path: Path) -> str:
+    """Return the setting of a head that a file describes."""
+    try:
+        known = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no YAML file: {error}") from error
+    if isinstance(known, Mapping) and "class_path" in known:
+        return f"--model.head={json.dumps(known)}"
+    if isinstance(known, Mapping) and isinstance(known.get("model"), Mapping) and "head" in known["model"]:
+        return f"--config={path}"
+    raise InputError(f"{path} describes no head; it needs class_path, and init_args, or is a config with model.head")
 
 
 def _networks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -11,8 +12,9 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +26,8 @@ from cnnbert.ablation_table import Network, Result, duration
 from cnnbert.callbacks import write_whole
 from cnnbert.errors import InputError
 from cnnbert.head_training import train_head
+from cnnbert.machine import best_device
+from cnnbert.parallel import map_files
 from cnnbert.runs import CHECKPOINTS
 
 try:
@@ -105,24 +109,37 @@ def train_and_test(folder: Path, network: Network, seed: int, lock: IO[str]) -> 
         last.unlink()
 
 
-def train_on_features(folder: Path, network: Network, seed: int, features: Path, class_names: Sequence[str]) -> None:
-    """Train a network's head with a seed on stored features and test it, from the beginning, in this process."""
+def train_on_features(
+    folder: Path, runs: Sequence[tuple[Network, int]], features: Path, class_names: Sequence[str]
+) -> Iterator[tuple[Network, int]]:
+    """Train networks' heads on stored features and test them, as many at a time as there are CPU cores; one on a GPU.
+
+    Yields:
+        Each run that has ended, in the order of ending.
+    """
+    train = partial(_train_on_features, folder=folder, features=features, class_names=class_names)
+    on_cpu = all(best_device(network.settings["trainer"]["accelerator"]).type == "cpu" for network, _ in runs)
+    for (network, seed), end in map_files(train, runs, None if on_cpu else 1, math.inf, "heads", "run"):
+        if end is not None:  # its process died
+            _write_run(run_folder(folder, network, seed), Run("failed", error=str(end), versions=_versions()))
+        yield network, seed
+
+
+def _train_on_features(run: tuple[Network, int], folder: Path, features: Path, class_names: Sequence[str]) -> None:
+    """Train a network's head with a seed and test it, from the beginning."""
+    network, seed = run
     place = run_folder(folder, network, seed)
     shutil.rmtree(place, ignore_errors=True)  # of a start that failed or was stopped
     place.mkdir(parents=True)
     start = time.monotonic()
     try:
         train_head(features, with_classes(network, class_names), seed, place)
-    except SystemExit as end:
-        if end.code == 1:  # so ends Lightning a training that Ctrl-C stops
-            raise KeyboardInterrupt from None
-        raise
     except Exception as error:  # whatever is wrong with one head, the others go on
         (place / "log.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        run = Run("failed", error=f"{type(error).__name__}: {error}", versions=_versions())
+        done = Run("failed", error=f"{type(error).__name__}: {error}", versions=_versions())
     else:
-        run = Run("finished", versions=_versions())
-    _write_run(place, replace(run, train_seconds=time.monotonic() - start))
+        done = Run("finished", versions=_versions())
+    _write_run(place, replace(done, train_seconds=time.monotonic() - start))
 
 
 def with_classes(network: Network, class_names: Sequence[str]) -> dict[str, Any]:
@@ -193,7 +210,7 @@ def results_of(folder: Path, runs: Sequence[tuple[Network, int]]) -> list[Result
 
 
 def time_left(folder: Path, runs: Sequence[tuple[Network, int]]) -> str:
-    """Return in words how long the runs that are not finished will take, by those that are."""
+    """Return in words how long the runs that are not finished will take one after the other, by those that are."""
     known = {(network.name, seed): read_run(run_folder(folder, network, seed)) for network, seed in runs}
     taken: dict[str, list[float]] = {}
     for (name, _), run in known.items():
@@ -210,6 +227,11 @@ def time_left(folder: Path, runs: Sequence[tuple[Network, int]]) -> str:
 def run_folder(folder: Path, network: Network, seed: int) -> Path:
     """Return the folder of a run."""
     return folder / f"seed{seed}" / network.name
+
+
+def is_finished(folder: Path, network: Network, seed: int) -> bool:
+    """Return whether a run is trained and tested."""
+    return read_run(run_folder(folder, network, seed)).state == "finished"
 
 
 def _newest(place: Path, pattern: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Runs a function over many files in processes that may hang or crash without harm to the others."""
+"""Runs a function over many files, or other items, in processes that may hang or crash without harm to the others."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def map_files(
     num_workers: int | None = None,
     timeout_seconds: float = 600.0,
     description: str = "",
+    unit: str = "file",
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Yield each item with what the function returns for it, in the order of finishing, and show a progress bar.
 
@@ -44,8 +45,9 @@ def map_files(
         function: Can be pickled; runs in processes that are started anew, without this one's state.
         items: What it is called with.
         num_workers: Processes; by default one a CPU core.
-        timeout_seconds: The longest that one item may take.
+        timeout_seconds: The longest that one item may take; may be infinite.
         description: Stands before the progress bar, which only a terminal gets.
+        unit: What an item is, in the progress bar.
 
     Yields:
         The item, and the result or an exception: one that the function raised, `WorkerTimeout` or `WorkerCrash`.
@@ -53,7 +55,7 @@ def map_files(
     waiting = deque(items)
     workers: list[_Worker] = []
     try:
-        with tqdm(total=len(items), desc=description, unit="file", disable=None, dynamic_ncols=True) as progress:
+        with tqdm(total=len(items), desc=description, unit=unit, disable=None, dynamic_ncols=True) as progress:
             number = min(len(items), num_cores() if num_workers is None else num_workers)
             workers += [_Worker(function, timeout_seconds) for _ in range(number)]
             while waiting or any(worker.is_busy for worker in workers):

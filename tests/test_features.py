@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import TINY_DATA, TINY_MODEL, TINY_RUN
 
 import cnnbert
@@ -247,11 +248,12 @@ class BrokenHead(Head):
 def test_heads_side_by_side(options: list[str], capsys: pytest.CaptureFixture[str], one_thread: None) -> None:
     make(options, "--train-views=2")
     Path("wide.yaml").write_text("class_path: BERTHead\ninit_args: {num_heads: 4, feedforward_channels: 300}\n")
-    heads = ["--heads", "TGAPHead", "wide.yaml", "EfficientBERTHead", f"{__name__}.BrokenHead"]
+    Path("fast.yaml").write_text("model: {head: EfficientBERTHead, optimizer: {init_args: {lr: 0.5}}}\n")
+    heads = ["--heads", "TGAPHead", "wide.yaml", "fast.yaml", f"{__name__}.BrokenHead"]
     assert main(["ablate", "--features=features", *heads, "--seeds=2"]) == 1  # one failed
     with Path("ablation/table.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    assert [row["network"] for row in table] == ["TGAPHead", "wide", "EfficientBERTHead", "BrokenHead"]
+    assert [row["network"] for row in table] == ["TGAPHead", "wide", "fast", "BrokenHead"]
     assert [row["baseline"] for row in table] == ["", "TGAPHead", "TGAPHead", "TGAPHead"]
     assert [row["failed_runs"] for row in table] == ["0", "0", "0", "2"]
     assert "BrokenHead, seed 1: RuntimeError: out of luck" in Path("ablation/table.md").read_text()
@@ -263,6 +265,9 @@ def test_heads_side_by_side(options: list[str], capsys: pytest.CaptureFixture[st
         "results.json",
         "run.json",
     ]
+    for name, rate in {"wide": 0.003, "fast": 0.5}.items():
+        known = yaml.safe_load(Path(f"ablation/seed1/{name}/config.yaml").read_text())
+        assert known["model"]["optimizer"]["init_args"]["lr"] == rate
     capsys.readouterr()
     assert main(["ablate", "--features=features", *heads[:4], "--seeds=2"]) == 0
     assert "seed" not in capsys.readouterr().out.split("|")[0].replace("--seeds", "")  # nothing is trained again
@@ -304,12 +309,19 @@ def test_a_stopped_ablation_goes_on(options: list[str]) -> None:
             ["--heads", "LSTMHed"],
             "heads=LSTMHed is no head; the package has ActionVLADHead, AttentivePoolHead, BERTHead",
         ),
+        (["--heads", "my_videos/train.yaml"], "no config 'my_videos/train.yaml' here; the shipped ones are data/"),
+        (["--heads", "TGAPHead", "small.yaml"], "the features in features are of another kind: data.frame_size was 32"),
+        (["--heads", "odd.yaml"], "odd.yaml describes no head; it needs class_path, and init_args, or is a config"),
+        (["--heads", "torn.yaml"], "torn.yaml is no YAML file: while parsing"),
         (["--configs=quickstart.yaml"], "configs=quickstart.yaml do not go with features; give --heads"),
         (["--data.clip_length=16"], "the features in features are of another kind: data.clip_length was 8 and is 16"),
     ],
 )
 def test_wrong_ablations(options: list[str], more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     make(options)
+    Path("odd.yaml").write_text("BERTHead")
+    Path("small.yaml").write_text("{model: {head: BERTHead}, data: {frame_size: 16}}")
+    Path("torn.yaml").write_text("class_path: [")
     capsys.readouterr()
     assert main(["ablate", "--features=features", *more]) == 1
     assert f"cnnbert: error: {message}" in capsys.readouterr().err
