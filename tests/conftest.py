@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as the command line does
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: as many tests run at a time as there are cores
 
 import av
 import numpy as np
 import pytest
-import torch
 from numpy.typing import ArrayLike
 
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -55,15 +53,6 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for i in range(number):
                 write_video(root / split / name / f"{i}.mp4", colour, num_frames=6 + 4 * i)
     return root
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Compute with one thread: tiny networks take 20 times as long where two wait for each other on busy cores."""
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(number)
 
 
 @pytest.fixture

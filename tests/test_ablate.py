@@ -99,7 +99,7 @@ def accuracy(path: Path) -> float:
 
 
 def test_tables_are_those_of_the_runs(
-    data: list[str], processes: Processes, capsys: pytest.CaptureFixture[str], one_thread: None
+    data: list[str], processes: Processes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["ablate", "--configs", "tgap.yaml", "bert.yaml", "--seeds", "2", "--out", "there", *data]
     assert main(words) == 0
@@ -134,7 +134,7 @@ def test_tables_are_those_of_the_runs(
 
 
 def test_what_is_finished_stays_and_more_can_be_added(
-    data: list[str], processes: Processes, capsys: pytest.CaptureFixture[str], one_thread: None
+    data: list[str], processes: Processes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     processes.ends = {("test", "bert", 0): KeyboardInterrupt}
     words = ["ablate", "--configs", "tgap.yaml", "bert.yaml", "--seeds=1", *data]
@@ -163,7 +163,7 @@ def test_what_is_finished_stays_and_more_can_be_added(
 
 
 def test_a_failed_run_stops_nothing_and_is_tried_again(
-    data: list[str], processes: Processes, capsys: pytest.CaptureFixture[str], one_thread: None
+    data: list[str], processes: Processes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     why = "fit ended with exit status 1: out of luck"
     processes.ends = {("fit", "tgap", 0): why}
@@ -179,7 +179,7 @@ def test_a_failed_run_stops_nothing_and_is_tried_again(
     assert read(Path("ablation/table.csv"))[1]["difference"] != ""
 
 
-def test_a_failed_test_leaves_its_training(data: list[str], processes: Processes, one_thread: None) -> None:
+def test_a_failed_test_leaves_its_training(data: list[str], processes: Processes) -> None:
     processes.ends = {("test", "tgap", 0): "test ended with exit status -9: it said nothing"}
     words = ["ablate", "--configs", "tgap.yaml", "--seeds=1", *data]
     assert main(words) == 1
@@ -194,7 +194,7 @@ def test_a_failed_test_leaves_its_training(data: list[str], processes: Processes
 
 
 def test_changed_settings_are_refused(
-    data: list[str], processes: Processes, videos: Path, capsys: pytest.CaptureFixture[str], one_thread: None
+    data: list[str], processes: Processes, videos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["ablate", "--configs=tgap.yaml", "--seeds=1", *data]
     assert main(words) == 0
@@ -245,7 +245,7 @@ def test_each_network_is_compared_with_the_average_of_its_own_backbone(
     assert [network.baseline for network in networks] == ["", "R2Plus1D_BERTHead"]
 
 
-def test_the_group_in_wandb(data: list[str], processes: Processes, one_thread: None) -> None:
+def test_the_group_in_wandb(data: list[str], processes: Processes) -> None:
     logger = "--trainer.logger=WandbLogger"
     words = ["ablate", "--configs", "tgap.yaml", "bert.yaml", "--seeds=1", "--out=mine", *data, logger]
     assert main([*words, "--trainer.logger.project=tests"]) == 0

@@ -17,8 +17,6 @@ from conftest import TINY_DATA, TINY_MODEL, TINY_RUN
 import cnnbert
 from cnnbert.cli import main
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TWO_PROCESSES = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 NO_VIDEO = "FFmpeg finds no video in it (Invalid data found when processing input)"
 CENTRE = "protocol center_clip: centre clip x centre crop, 8 frames, stride 1"

@@ -86,7 +86,7 @@ def test_they_are_what_the_backbone_gives_for_the_clips_of_training(options: lis
     assert stored["test"].sample(0, 8)[0].shape[0] == 6
 
 
-def test_a_head_trains_on_them_as_in_fit_on_a_frozen_backbone(options: list[str], one_thread: None) -> None:
+def test_a_head_trains_on_them_as_in_fit_on_a_frozen_backbone(options: list[str]) -> None:
     """As many stored clips as epochs, so that both see the same; with dropout and masks, drawn alike."""
     drop = ["--model.head.classifier_dropout=0.3"]
     folder = make([*options, *drop], "--train-views=3")
@@ -146,7 +146,7 @@ def test_changed_videos_are_noticed(options: list[str]) -> None:
     check_features(folder, settings_of(folder))
 
 
-def test_videos_that_cannot_be_read(options: list[str], capsys: pytest.CaptureFixture[str], one_thread: None) -> None:
+def test_videos_that_cannot_be_read(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     for path in ("my_videos/train/red/0.mp4", "my_videos/test/blue/2.mp4"):
         Path(path).write_text("no video")
     folder = make(options, "--data.max_failed_share=0.5")
@@ -245,7 +245,7 @@ class BrokenHead(Head):
         return self.scale * features.mean((2, 3, 4))[:, : self.num_classes]
 
 
-def test_heads_side_by_side(options: list[str], capsys: pytest.CaptureFixture[str], one_thread: None) -> None:
+def test_heads_side_by_side(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     make(options, "--train-views=2")
     Path("wide.yaml").write_text("class_path: BERTHead\ninit_args: {num_heads: 4, feedforward_channels: 300}\n")
     Path("fast.yaml").write_text("model: {head: EfficientBERTHead, optimizer: {init_args: {lr: 0.5}}}\n")

@@ -21,8 +21,6 @@ from cnnbert.data.sources import Folder
 from cnnbert.errors import InputError
 from cnnbert.shipped import shipped_configs
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NAMES = ["blue", "green", "red"]
 TINY = ["model.backbone.depth=10", "model.backbone.width=8", "model.backbone.weights=null", "data.clip_length=8"]
 

@@ -21,8 +21,6 @@ import cnnbert
 from cnnbert.cli import main
 from cnnbert.shipped import find_config
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NETWORKS = {
     "resnext_tgap.yaml": Network("resnext", "tgap"),
     "resnext_bert.yaml": Network("resnext", "bert", "frab"),

@@ -24,8 +24,6 @@ from cnnbert.data.readers import DecordReader
 from cnnbert.data.sources import Folder
 from cnnbert.tasks.recognition import ActionRecognition
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LENGTHS = (6, 10, 20, 40)
 PLACES = {1: [(2, 6)], 3: [(2, 0), (2, 6), (2, 12)], 10: [(2, 6), (0, 0), (0, 12), (4, 0), (4, 12)]}
 """Where crops of 32 x 32 lie in frames of 36 x 44."""

@@ -120,7 +120,7 @@ def test_import_checkpoint(workplace):
     assert cnnbert.load("model.ckpt").class_names == ["class 0", "class 1", "class 2"]
 
 
-def test_heads_on_features(workplace, videos, one_thread):
+def test_heads_on_features(workplace, videos):
     shutil.copytree(videos, "my_videos")
     small_config("r2plus1d_tgap.yaml", workplace)
     sizes = [*TINY_DATA, "--model.backbone.weights=null", "--trainer.logger=false"]
@@ -130,7 +130,7 @@ def test_heads_on_features(workplace, videos, one_thread):
     assert "| EfficientBERTHead | TGAPHead |" in Path("heads/table.md").read_text()
 
 
-def test_ablate(workplace, videos, monkeypatch, one_thread):
+def test_ablate(workplace, videos, monkeypatch):
     """In this process, and with one seed of small networks; tests/test_ablate.py has more."""
     monkeypatch.setattr(
         ablation_runs, "_process", lambda command, place, group, lock: "" if main(command) == 0 else "failed"

@@ -30,8 +30,6 @@ from cnnbert.backbones.weights import PUBLISHED, Published, architecture, unwrap
 from cnnbert.cli import main
 from cnnbert.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 State = dict[str, Tensor]
 COUNTER = "num_batches_tracked"
 OUT_OF_IT = "or start from random weights with --model.backbone.weights null"

@@ -26,8 +26,6 @@ from cnnbert.errors import InputError, VideoReadError
 from cnnbert.heads import TGAPHead
 from cnnbert.tasks.recognition import ActionRecognition
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TINY = ["model.backbone.depth=10", "model.backbone.width=8", "model.backbone.weights=null", "data.clip_length=8"]
 NO_SCHEDULER = "model.scheduler=null"
 
