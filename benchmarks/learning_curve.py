@@ -1,10 +1,12 @@
 """Accuracy against the number of training clips: an ablation for each number, on the same validation and test clips.
 
     python benchmarks/learning_curve.py --clips 104 208 416 --configs small/r2plus1d_tgap.yaml small/r2plus1d_bert.yaml
+    python benchmarks/learning_curve.py --clips 104 208 416 --frozen small/r2plus1d_tgap.yaml --weights best.ckpt \
+        --heads benchmarks/heads/TGAP.yaml benchmarks/heads/BERT.yaml
 
-The clips are generated ones. Every network sees `--presentations` clips in training, however few different ones there
-are. Settings of `cnnbert fit` may follow. OUT/curve.md and OUT/curve.png have the result; stopped, the same line goes
-on.
+The clips are generated ones. Whole networks are trained, or heads on the features of a frozen backbone. Every network
+sees `--presentations` clips in training, however few different ones there are. Settings of `cnnbert fit` may follow.
+OUT/curve.md and OUT/curve.png have the result; stopped, the same line goes on.
 """
 
 from __future__ import annotations
@@ -26,34 +28,42 @@ VALIDATIONS = 12
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, nargs="+", required=True, help="numbers of training clips, 13 at least")
-    parser.add_argument("--configs", nargs="+", required=True)
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--configs", nargs="+", help="networks that are trained as a whole")
+    way.add_argument("--frozen", help="config of the network whose backbone gives features for --heads")
+    parser.add_argument("--heads", nargs="+", default=[], help="heads that are trained on a frozen backbone")
+    parser.add_argument("--weights", help="weights of the backbone")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--presentations", type=int, default=12_000, help="clips that a network sees in training")
     parser.add_argument("--out", type=Path, default=Path("curve"))
     given, settings = parser.parse_known_args()
     source = GeneratedActions()
     source.prepare()
+    weights = ["--model.backbone.weights", given.weights] if given.weights else []
     for number in given.clips:
         path = given.out / f"{number}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(listed(source, number // len(ACTIONS)), encoding="utf-8")
+        data = ["--data.source", "CSVManifest", "--data.source.path", str(path)]
+        data += ["--data.mirrored", json.dumps(source.mirrored)]
         epochs = max(1, round(given.presentations / number))
-        words = [
-            "ablate",
-            "--configs",
-            *given.configs,
-            "--seeds",
-            str(given.seeds),
-            "--out",
-            str(given.out / str(number)),
-        ]
-        words += ["--data.source", "CSVManifest", "--data.source.path", str(path)]
-        words += ["--data.mirrored", json.dumps(source.mirrored), "--trainer.max_epochs", str(epochs)]
-        words += ["--model.scheduler.T_max", str(epochs)]
-        words += ["--trainer.check_val_every_n_epoch", str(max(1, epochs // VALIDATIONS))]
-        if cnnbert([*words, *settings]) != 0:
-            raise SystemExit(1)
+        words = ["--seeds", str(given.seeds), "--out", str(given.out / str(number))]
+        words += ["--trainer.max_epochs", str(epochs), "--model.scheduler.T_max", str(epochs)]
+        words += ["--trainer.check_val_every_n_epoch", str(max(1, epochs // VALIDATIONS)), *settings]
+        if given.frozen:
+            features = given.out / f"{number}.features"
+            if not features.is_dir():
+                run(["features", "--config", given.frozen, *data, *weights, "--out", str(features)])
+            run(["ablate", "--features", str(features), "--heads", *given.heads, *words])
+        else:
+            run(["ablate", "--configs", *given.configs, *data, *weights, *words])
         show(given.out, [n for n in given.clips if (given.out / str(n) / "table.csv").is_file()])
+
+
+def run(words: list[str]) -> None:
+    """Run a command of ours; end with it where it fails."""
+    if cnnbert(words) != 0:
+        raise SystemExit(1)
 
 
 def listed(source: GeneratedActions, num_of_class: int) -> str:
