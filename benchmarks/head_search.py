@@ -9,7 +9,6 @@ the validation accuracy of every pair, mean over seeds.
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import statistics
 import tempfile
@@ -18,7 +17,6 @@ from pathlib import Path
 
 import yaml
 
-import cnnbert.heads
 from cnnbert.commands import part_settings
 from cnnbert.data.features import read_facts
 from cnnbert.features import CONFIG
@@ -41,11 +39,9 @@ def main() -> None:
     print("| --- " * (1 + len(pairs)) + "|")
     for path in given.heads:
         head = yaml.safe_load(path.read_text(encoding="utf-8"))
-        arguments = inspect.signature(getattr(cnnbert.heads, head["class_path"])).parameters
-        name = "classifier_dropout" if "classifier_dropout" in arguments else "dropout"
         cells = []
         for rate, dropout in pairs:
-            changed = {**head, "init_args": {**head.get("init_args", {}), name: dropout}}
+            changed = {**head, "init_args": {**head.get("init_args", {}), "classifier_dropout": dropout}}
             own = [f"--model.head={json.dumps(changed)}", f"--model.optimizer.lr={rate}"]
             known = config_settings(given.features / CONFIG, class_names, [*own, *settings])
             with tempfile.TemporaryDirectory() as folder:

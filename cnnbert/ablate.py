@@ -94,8 +94,9 @@ def ablate(
         features: A folder that `cnnbert features` made. The networks are then its backbone with one head each, trained
             as its config says; of a run head.ckpt stays, the head's weights without the backbone's.
         heads: The heads for `features`: names of classes, or YAML files with `class_path` and `init_args`, or configs
-            with `model.head` and whatever else a head's training needs, such as its learning rate. By default all of
-            the package.
+            with `model.head` and whatever else a head's training needs, such as its learning rate. What the features'
+            config gives its own head holds for these too, where they have such an argument. By default all of the
+            package.
         settings: Settings that win over those of all configs, such as --data.source.path=videos.csv.
     """
     if seeds < 1:

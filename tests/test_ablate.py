@@ -303,8 +303,8 @@ def test_processes_killed_at_any_moment(data: list[str]) -> None:
 
     The networks draw nothing in training, since a training that goes on draws other numbers.
     """
-    write_config("tgap.yaml", "R2Plus1D", "{class_path: TGAPHead, init_args: {dropout: 0}}")
-    write_config("max.yaml", "R2Plus1D", "{class_path: MaxPoolHead, init_args: {dropout: 0}}")
+    write_config("tgap.yaml", "R2Plus1D", "{class_path: TGAPHead, init_args: {classifier_dropout: 0}}")
+    write_config("max.yaml", "R2Plus1D", "{class_path: MaxPoolHead, init_args: {classifier_dropout: 0}}")
     more = ["--trainer.max_epochs=6", "--configs", "tgap.yaml", "max.yaml"]
     words = [sys.executable, "-m", "cnnbert", "ablate", *data, *more, "--seeds=1"]
     subprocess.run([*words, "--out=whole"], check=True, capture_output=True)

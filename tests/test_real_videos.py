@@ -30,7 +30,7 @@ def write_manifest(folder: str, splits: tuple[str, ...], per_class: int | None =
 @pytest.mark.parametrize(
     ("epochs", "head"),
     [
-        (60, ["--model.head=TGAPHead", "--model.head.dropout=0.5"]),
+        (60, ["--model.head=TGAPHead", "--model.head.classifier_dropout=0.5"]),
         (100, ["--model.head=BERTHead", "--model.head.num_heads=4", "--model.head.classifier_dropout=0.5"]),
     ],
     ids=["TGAP", "BERT"],

@@ -30,7 +30,7 @@ class ActionVLADHead(Head):
         reduce_to: Channels to which a convolution of one place and moment brings the features. None uses the features
             as they are.
         alpha: How sharply a feature belongs to its nearest anchor alone; above 0.
-        dropout: Probability in [0, 1) of dropping a channel of an anchor before the classifier in training.
+        classifier_dropout: Probability in [0, 1) of dropping a channel of an anchor before the classifier in training.
     """
 
     undecayed = ("anchors",)
@@ -42,7 +42,7 @@ class ActionVLADHead(Head):
         num_clusters: int = 64,
         reduce_to: int | None = 512,
         alpha: float = 10.0,
-        dropout: float = 0.8,
+        classifier_dropout: float = 0.8,
     ) -> None:
         super().__init__(in_channels, num_classes)
         if num_clusters < 1:
@@ -51,15 +51,15 @@ class ActionVLADHead(Head):
             raise InputError(f"reduce_to={reduce_to} must be at least 1, or null for none; try 512")
         if not alpha > 0:
             raise InputError(f"alpha={alpha} must be above 0; try 10")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout} must be in [0, 1); try 0.8")
+        if not 0 <= classifier_dropout < 1:
+            raise InputError(f"classifier_dropout={classifier_dropout} must be in [0, 1); try 0.8")
         self.alpha = alpha
         width = in_channels if reduce_to is None else reduce_to
         self.reduction: nn.Module = nn.Identity()
         if reduce_to is not None:
             self.reduction = Conv3d(in_channels, reduce_to, kernel_size=1, bias=False)
         self.anchors = nn.Parameter(F.normalize(torch.randn(num_clusters, width), dim=1))
-        self.dropout = nn.Dropout(dropout)
+        self.classifier_dropout = nn.Dropout(classifier_dropout)
         self.classifier = nn.Linear(num_clusters * width, num_classes)
         nn.init.xavier_uniform_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
@@ -72,7 +72,7 @@ class ActionVLADHead(Head):
         shares = (-self.alpha * distances.square()).softmax(dim=2)  # (B, N, A)
         residuals = shares.transpose(1, 2) @ x - shares.sum(dim=1)[:, :, None] * self.anchors  # (B, A, C)
         vlad = unit_length(unit_length(residuals).flatten(1))  # (B, A * C)
-        return self.classifier(self.dropout(vlad))  # (B, K)
+        return self.classifier(self.classifier_dropout(vlad))  # (B, K)
 
 
 def unit_length(x: Tensor) -> Tensor:

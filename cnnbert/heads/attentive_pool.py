@@ -39,7 +39,7 @@ class AttentivePoolHead(Head):
         reduce_to: Append a feature reduction block that brings the features to this many channels, a multiple of 64,
             before the tokens are made, as in `BERTHead`; with 2048 channels and 512 here, the head has 5 million
             parameters instead of 50. None uses the features as they are.
-        dropout: Probability in [0, 1) of dropping a channel before the classifier in training.
+        classifier_dropout: Probability in [0, 1) of dropping a channel before the classifier in training.
     """
 
     undecayed = ("queries", "positions")
@@ -54,7 +54,7 @@ class AttentivePoolHead(Head):
         num_layers: int = 0,
         num_heads: int = 8,
         reduce_to: int | None = None,
-        dropout: float = 0.8,
+        classifier_dropout: float = 0.8,
     ) -> None:
         super().__init__(in_channels, num_classes)
         width = in_channels if reduce_to is None else reduce_to
@@ -71,8 +71,8 @@ class AttentivePoolHead(Head):
             divisors = [number for number in range(1, width + 1) if width % number == 0]
             best = min(divisors, key=lambda number: abs(number - num_heads))
             raise InputError(f"num_heads={num_heads} must divide the width {width}; try {best}")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout} must be in [0, 1); try 0.8")
+        if not 0 <= classifier_dropout < 1:
+            raise InputError(f"classifier_dropout={classifier_dropout} must be in [0, 1); try 0.8")
         self.num_steps_given = num_steps is not None
         self.reduction = nn.Identity() if reduce_to is None else reduction_block(in_channels, reduce_to)
         self.queries = nn.Parameter(torch.empty(1, num_queries, width))
@@ -85,7 +85,7 @@ class AttentivePoolHead(Head):
         self.feedforward = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.classifier_dropout = nn.Dropout(classifier_dropout)
         self.classifier = nn.Linear(num_queries * width, num_classes)
         nn.init.xavier_uniform_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
@@ -109,7 +109,7 @@ class AttentivePoolHead(Head):
         found, _ = self.cross_attention(queries, tokens, tokens, need_weights=False)  # (B, Q, C)
         x = queries + found  # (B, Q, C)
         x = x + self.feedforward(x)  # (B, Q, C)
-        return self.classifier(self.dropout(x.flatten(1)))  # (B, K)
+        return self.classifier(self.classifier_dropout(x.flatten(1)))  # (B, K)
 
     def make_tokens(self, x: Tensor) -> Tensor:
         """Return the normalised tokens (B, T' * H' * W', C) of features x (B, C, T', H', W'), first step first."""

@@ -24,21 +24,23 @@ class ConvLSTMHead(Head):
         in_channels: Channels of the features.
         num_classes: Classes K.
         hidden_channels: Channels of the state, and inside the attention.
-        dropout: Probability in [0, 1) of dropping a channel before the classifier in training.
+        classifier_dropout: Probability in [0, 1) of dropping a channel before the classifier in training.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, hidden_channels: int = 128, dropout: float = 0.8) -> None:
+    def __init__(
+        self, in_channels: int, num_classes: int, hidden_channels: int = 128, classifier_dropout: float = 0.8
+    ) -> None:
         super().__init__(in_channels, num_classes)
         if hidden_channels < 1:
             raise InputError(f"hidden_channels={hidden_channels} must be at least 1; try 128")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout} must be in [0, 1); try 0.8")
+        if not 0 <= classifier_dropout < 1:
+            raise InputError(f"classifier_dropout={classifier_dropout} must be in [0, 1); try 0.8")
         both = in_channels + hidden_channels
         kernel, padding = (1, 3, 3), (0, 1, 1)
         self.look = Conv3d(both, hidden_channels, kernel, padding=padding)
         self.score = Conv3d(hidden_channels, 1, kernel, padding=padding, bias=False)  # softmax would not see a bias
         self.gates = Conv3d(both, 4 * hidden_channels, kernel, padding=padding)
-        self.dropout = nn.Dropout(dropout)
+        self.classifier_dropout = nn.Dropout(classifier_dropout)
         self.classifier = nn.Linear(hidden_channels, num_classes)
         nn.init.xavier_uniform_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
@@ -46,7 +48,7 @@ class ConvLSTMHead(Head):
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (B, K) of features (B, in_channels, T', H', W') of any length and size."""
         hidden, _ = self.read(features)  # (B, hidden, 1, H', W')
-        return self.classifier(self.dropout(hidden.mean(dim=(2, 3, 4))))  # (B, K)
+        return self.classifier(self.classifier_dropout(hidden.mean(dim=(2, 3, 4))))  # (B, K)
 
     def attention(self, features: Tensor) -> Tensor:
         """Return where each time step is looked at, the same in training and evaluation.

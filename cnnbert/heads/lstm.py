@@ -21,7 +21,7 @@ class LSTMHead(Head):
         num_classes: Classes K.
         hidden_channels: Channels of the state of each layer.
         num_layers: LSTM layers, one upon the other, without dropout between them.
-        dropout: Probability in [0, 1) of dropping a channel before the classifier in training.
+        classifier_dropout: Probability in [0, 1) of dropping a channel before the classifier in training.
     """
 
     def __init__(
@@ -30,17 +30,17 @@ class LSTMHead(Head):
         num_classes: int,
         hidden_channels: int = 450,
         num_layers: int = 2,
-        dropout: float = 0.8,
+        classifier_dropout: float = 0.8,
     ) -> None:
         super().__init__(in_channels, num_classes)
         if hidden_channels < 1:
             raise InputError(f"hidden_channels={hidden_channels} must be at least 1; try 450")
         if num_layers < 1:
             raise InputError(f"num_layers={num_layers} must be at least 1; try 2")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout} must be in [0, 1); try 0.8")
+        if not 0 <= classifier_dropout < 1:
+            raise InputError(f"classifier_dropout={classifier_dropout} must be in [0, 1); try 0.8")
         self.lstm = nn.LSTM(in_channels, hidden_channels, num_layers, batch_first=True)
-        self.dropout = nn.Dropout(dropout)
+        self.classifier_dropout = nn.Dropout(classifier_dropout)
         self.classifier = nn.Linear(hidden_channels, num_classes)
         nn.init.xavier_uniform_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
@@ -49,4 +49,4 @@ class LSTMHead(Head):
         """Return logits (B, K) of features (B, in_channels, T', H', W') of any length and size."""
         x = features.mean(dim=(3, 4)).transpose(1, 2)  # (B, T', C)
         states, _ = self.lstm(x)  # (B, T', hidden)
-        return self.classifier(self.dropout(states[:, -1]))  # (B, K)
+        return self.classifier(self.classifier_dropout(states[:, -1]))  # (B, K)

@@ -26,17 +26,19 @@ class MaxPoolHead(Head):
         in_channels: Channels of the features.
         num_classes: Classes K.
         pooling: What is kept of each channel over time; `mean_max` keeps mean and maximum, twice as many channels.
-        dropout: Probability in [0, 1) of dropping a channel before the classifier in training.
+        classifier_dropout: Probability in [0, 1) of dropping a channel before the classifier in training.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, pooling: Pooling = "max", dropout: float = 0.8) -> None:
+    def __init__(
+        self, in_channels: int, num_classes: int, pooling: Pooling = "max", classifier_dropout: float = 0.8
+    ) -> None:
         super().__init__(in_channels, num_classes)
         if pooling not in get_args(Pooling):
             raise InputError(f"pooling={pooling!r} must be one of {', '.join(get_args(Pooling))}; try max")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout} must be in [0, 1); try 0.8")
+        if not 0 <= classifier_dropout < 1:
+            raise InputError(f"classifier_dropout={classifier_dropout} must be in [0, 1); try 0.8")
         self.pooling = pooling
-        self.dropout = nn.Dropout(dropout)
+        self.classifier_dropout = nn.Dropout(classifier_dropout)
         self.classifier = nn.Linear(2 * in_channels if pooling == "mean_max" else in_channels, num_classes)
         nn.init.xavier_uniform_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
@@ -48,4 +50,4 @@ class MaxPoolHead(Head):
             x = torch.cat([x.mean(dim=2), x.amax(dim=2)], dim=1)  # (B, 2 * C)
         else:
             x = x.amax(dim=2) if self.pooling == "max" else x.amin(dim=2)  # (B, C)
-        return self.classifier(self.dropout(x))  # (B, K)
+        return self.classifier(self.classifier_dropout(x))  # (B, K)

@@ -24,7 +24,8 @@ class NonLocalHead(Head):
             4 until they are known. Features of another length are brought to it by adaptive average pooling, after
             the block.
         hidden_channels: Channels between the two linear layers. None leaves out the first.
-        dropout: Probability in [0, 1) of dropping a channel of a time step before the linear layers in training.
+        classifier_dropout: Probability in [0, 1) of dropping a channel of a time step before the linear layers in
+            training.
     """
 
     def __init__(
@@ -33,18 +34,18 @@ class NonLocalHead(Head):
         num_classes: int,
         num_steps: int | None = None,
         hidden_channels: int | None = 1000,
-        dropout: float = 0.8,
+        classifier_dropout: float = 0.8,
     ) -> None:
         super().__init__(in_channels, num_classes)
         if hidden_channels is not None and hidden_channels < 1:
             raise InputError(f"hidden_channels={hidden_channels} must be at least 1, or null for none; try 1000")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout} must be in [0, 1); try 0.8")
+        if not 0 <= classifier_dropout < 1:
+            raise InputError(f"classifier_dropout={classifier_dropout} must be in [0, 1); try 0.8")
         self.num_steps_given = num_steps is not None
         self.num_steps = 4 if num_steps is None else num_steps
         self.hidden_channels = hidden_channels
         self.block = NonLocalBlock(in_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.classifier_dropout = nn.Dropout(classifier_dropout)
         self.hidden, self.classifier = linear_layers(in_channels, self.num_steps, hidden_channels, num_classes)
 
     def set_num_steps(self, num_steps: int) -> None:
@@ -61,7 +62,7 @@ class NonLocalHead(Head):
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (B, K) of features (B, in_channels, T', H', W') of any length and size."""
         x = concatenate_steps(self.block(features), self.num_steps)  # (B, C * num_steps)
-        return self.classifier(self.hidden(self.dropout(x)))  # (B, K)
+        return self.classifier(self.hidden(self.classifier_dropout(x)))  # (B, K)
 
 
 class NonLocalBlock(nn.Module):

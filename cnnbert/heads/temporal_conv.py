@@ -25,7 +25,7 @@ class TemporalConvHead(Head):
         num_classes: Classes K.
         hidden_channels: Kernels.
         kernel_size: Time steps that a kernel spans; odd.
-        dropout: Probability in [0, 1) of dropping a channel before the classifier in training.
+        classifier_dropout: Probability in [0, 1) of dropping a channel before the classifier in training.
     """
 
     def __init__(
@@ -34,17 +34,17 @@ class TemporalConvHead(Head):
         num_classes: int,
         hidden_channels: int = 256,
         kernel_size: int = 3,
-        dropout: float = 0.8,
+        classifier_dropout: float = 0.8,
     ) -> None:
         super().__init__(in_channels, num_classes)
         if hidden_channels < 1:
             raise InputError(f"hidden_channels={hidden_channels} must be at least 1; try 256")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise InputError(f"kernel_size={kernel_size} must be odd and at least 1; try {max(1, kernel_size + 1)}")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout} must be in [0, 1); try 0.8")
+        if not 0 <= classifier_dropout < 1:
+            raise InputError(f"classifier_dropout={classifier_dropout} must be in [0, 1); try 0.8")
         self.conv = Conv3d(in_channels, hidden_channels, (kernel_size, 1, 1), padding=(kernel_size // 2, 0, 0))
-        self.dropout = nn.Dropout(dropout)
+        self.classifier_dropout = nn.Dropout(classifier_dropout)
         self.classifier = nn.Linear(hidden_channels, num_classes)
         nn.init.xavier_uniform_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
@@ -53,4 +53,4 @@ class TemporalConvHead(Head):
         """Return logits (B, K) of features (B, in_channels, T', H', W') of any length and size."""
         x = features.mean(dim=(3, 4), keepdim=True)  # (B, C, T', 1, 1)
         x = F.relu(self.conv(x)).amax(dim=(2, 3, 4))  # (B, hidden)
-        return self.classifier(self.dropout(x))  # (B, K)
+        return self.classifier(self.classifier_dropout(x))  # (B, K)

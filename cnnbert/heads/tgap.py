@@ -17,14 +17,14 @@ class TGAPHead(Head):
     Args:
         in_channels: Channels of the features.
         num_classes: Classes K.
-        dropout: Probability in [0, 1) of dropping a channel before the classifier in training.
+        classifier_dropout: Probability in [0, 1) of dropping a channel before the classifier in training.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, dropout: float = 0.8) -> None:
+    def __init__(self, in_channels: int, num_classes: int, classifier_dropout: float = 0.8) -> None:
         super().__init__(in_channels, num_classes)
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout={dropout} must be in [0, 1); try 0.8")
-        self.dropout = nn.Dropout(dropout)
+        if not 0 <= classifier_dropout < 1:
+            raise InputError(f"classifier_dropout={classifier_dropout} must be in [0, 1); try 0.8")
+        self.classifier_dropout = nn.Dropout(classifier_dropout)
         self.classifier = nn.Linear(in_channels, num_classes)
         nn.init.xavier_uniform_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
@@ -32,4 +32,4 @@ class TGAPHead(Head):
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (B, K) of features (B, in_channels, T', H', W') of any length and size."""
         x = features.mean(dim=(2, 3, 4))  # (B, C)
-        return self.classifier(self.dropout(x))  # (B, K)
+        return self.classifier(self.classifier_dropout(x))  # (B, K)

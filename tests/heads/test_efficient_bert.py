@@ -24,7 +24,7 @@ def test_it_starts_as_tgap_to_the_last_digit() -> None:
 
 
 def test_its_first_step_is_that_of_tgap_for_the_average() -> None:
-    head, tgap = EfficientBERTHead(128, 13, classifier_dropout=0), TGAPHead(128, 13, dropout=0)
+    head, tgap = EfficientBERTHead(128, 13, classifier_dropout=0), TGAPHead(128, 13, classifier_dropout=0)
     tgap.load_state_dict(head.average.state_dict())
     for network in (head, tgap):
         F.cross_entropy(network(random_features()), torch.tensor([0, 5, 12])).backward()
@@ -53,7 +53,7 @@ def test_it_learns_an_order_that_the_average_cannot_tell() -> None:
     label = torch.tensor([0, 1])
     losses = {}
     for head in (
-        TGAPHead(64, 2, dropout=0),
+        TGAPHead(64, 2, classifier_dropout=0),
         EfficientBERTHead(64, 2, classifier_dropout=0, mask_probability=0, dropout=0),
     ):
         optimizer = torch.optim.AdamW(head.parameters(), lr=2e-3)

@@ -81,6 +81,14 @@ def test_every_exported_head_has_a_case() -> None:
     assert {cls for cls in exported if not inspect.isabstract(cls)} == {cls for cls, _ in CASES}
 
 
+@pytest.mark.parametrize("cls", dict.fromkeys(cls for cls, _ in CASES), ids=lambda cls: cls.__name__)
+def test_the_dropout_before_the_classifier_has_one_name(cls: type[Head]) -> None:
+    """An argument that a config gives one head is handed on to another head in its place: it must mean the same."""
+    arguments = inspect.signature(cls).parameters
+    assert arguments["classifier_dropout"].default == 0.8
+    assert "dropout" not in arguments or cls in (BERTHead, EfficientBERTHead)
+
+
 @every_case
 @pytest.mark.parametrize("steps", [1, 4, 7])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 3)])
@@ -237,8 +245,8 @@ def test_export_with_any_batch_size(cls: type[Head], arguments: dict, steps: int
 @pytest.mark.parametrize(
     ("cls", "arguments", "message"),
     [
-        (TGAPHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.8"),
-        (TGAPHead, {"dropout": -0.1}, "dropout=-0.1 must be in [0, 1); try 0.8"),
+        (TGAPHead, {"classifier_dropout": 1.0}, "classifier_dropout=1.0 must be in [0, 1); try 0.8"),
+        (TGAPHead, {"classifier_dropout": -0.1}, "classifier_dropout=-0.1 must be in [0, 1); try 0.8"),
         (BERTHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.1"),
         (BERTHead, {"mask_probability": 1.0}, "mask_probability=1.0 must be in [0, 1); try 0.2"),
         (BERTHead, {"classifier_dropout": 2}, "classifier_dropout=2 must be in [0, 1); try 0.8"),
@@ -251,33 +259,33 @@ def test_export_with_any_batch_size(cls: type[Head], arguments: dict, steps: int
         (BERTHead, {"feedforward_channels": 0}, "feedforward_channels=0 must be at least 1; try 64"),
         (BERTHead, {"reduce_to": 500}, "reduce_to=500 must be a positive multiple of 64; try 512"),
         (BERTHead, {"reduce_to": 0}, "reduce_to=0 must be a positive multiple of 64; try 64"),
-        (ConcatHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.8"),
+        (ConcatHead, {"classifier_dropout": 1.0}, "classifier_dropout=1.0 must be in [0, 1); try 0.8"),
         (ConcatHead, {"num_steps": 0}, "num_steps=0 must be at least 1; leave it out to take the backbone's"),
         (ConcatHead, {"hidden_channels": 0}, "hidden_channels=0 must be at least 1, or null for none; try 1550"),
-        (LSTMHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.8"),
+        (LSTMHead, {"classifier_dropout": 1.0}, "classifier_dropout=1.0 must be in [0, 1); try 0.8"),
         (LSTMHead, {"hidden_channels": 0}, "hidden_channels=0 must be at least 1; try 450"),
         (LSTMHead, {"num_layers": 0}, "num_layers=0 must be at least 1; try 2"),
-        (NonLocalHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.8"),
+        (NonLocalHead, {"classifier_dropout": 1.0}, "classifier_dropout=1.0 must be in [0, 1); try 0.8"),
         (NonLocalHead, {"num_steps": 0}, "num_steps=0 must be at least 1; leave it out to take the backbone's"),
         (NonLocalHead, {"hidden_channels": 0}, "hidden_channels=0 must be at least 1, or null for none; try 1000"),
         (MaxPoolHead, {"pooling": "mean"}, "pooling='mean' must be one of max, min, mean_max; try max"),
-        (MaxPoolHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.8"),
+        (MaxPoolHead, {"classifier_dropout": 1.0}, "classifier_dropout=1.0 must be in [0, 1); try 0.8"),
         (TemporalConvHead, {"hidden_channels": 0}, "hidden_channels=0 must be at least 1; try 256"),
         (TemporalConvHead, {"kernel_size": 4}, "kernel_size=4 must be odd and at least 1; try 5"),
         (TemporalConvHead, {"kernel_size": -3}, "kernel_size=-3 must be odd and at least 1; try 1"),
-        (TemporalConvHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.8"),
+        (TemporalConvHead, {"classifier_dropout": 1.0}, "classifier_dropout=1.0 must be in [0, 1); try 0.8"),
         (ActionVLADHead, {"num_clusters": 0}, "num_clusters=0 must be at least 1; try 64"),
         (ActionVLADHead, {"reduce_to": 0}, "reduce_to=0 must be at least 1, or null for none; try 512"),
         (ActionVLADHead, {"alpha": 0.0}, "alpha=0.0 must be above 0; try 10"),
-        (ActionVLADHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.8"),
+        (ActionVLADHead, {"classifier_dropout": 1.0}, "classifier_dropout=1.0 must be in [0, 1); try 0.8"),
         (ConvLSTMHead, {"hidden_channels": 0}, "hidden_channels=0 must be at least 1; try 128"),
-        (ConvLSTMHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.8"),
+        (ConvLSTMHead, {"classifier_dropout": 1.0}, "classifier_dropout=1.0 must be in [0, 1); try 0.8"),
         (AttentivePoolHead, {"num_steps": 0}, "num_steps=0 must be at least 1; leave it out to take the backbone's"),
         (AttentivePoolHead, {"num_queries": 0}, "num_queries=0 must be at least 1; try 1"),
         (AttentivePoolHead, {"num_layers": -1}, "num_layers=-1 must not be negative; try 0"),
         (AttentivePoolHead, {"num_heads": 6}, "num_heads=6 must divide the width 16; try 4"),
         (AttentivePoolHead, {"reduce_to": 500}, "reduce_to=500 must be a positive multiple of 64; try 512"),
-        (AttentivePoolHead, {"dropout": 1.0}, "dropout=1.0 must be in [0, 1); try 0.8"),
+        (AttentivePoolHead, {"classifier_dropout": 1.0}, "classifier_dropout=1.0 must be in [0, 1); try 0.8"),
     ],
 )
 def test_wrong_numbers(cls: type[Head], arguments: dict, message: str) -> None:

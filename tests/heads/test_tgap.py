@@ -21,6 +21,6 @@ def test_dropout_is_that_of_the_channels() -> None:
     torch.manual_seed(0)
     head = TGAPHead(2000, 1)
     torch.nn.init.eye_(head.classifier.weight)
-    kept = head.dropout(torch.ones(2000))
+    kept = head.classifier_dropout(torch.ones(2000))
     assert set(kept.unique().tolist()) == {0.0, 5.0}
     assert 0.15 < kept.count_nonzero() / 2000 < 0.25
