@@ -2,7 +2,8 @@
 
     python benchmarks/order.py ablation
 
-Takes the checkpoints of an ablation on generated clips, all seeds together. Classes of two events in an order differ
+Takes the trained networks of an ablation on generated clips, or its heads and the backbone whose features they were
+trained on, all seeds together. Classes of two events in an order differ
 from their partner in nothing but that order; those of one motion show it in any few frames; a swing goes both ways.
 """
 
@@ -13,13 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import yaml
 from torch import Tensor
 
 import cnnbert
 from cnnbert.data.generated import ACTIONS
-from cnnbert.loading import build_data
+from cnnbert.loading import build_data, instantiate
 from cnnbert.machine import best_device, best_precision
 from cnnbert.tasks.metrics import average_views
+from cnnbert.tasks.recognition import ActionRecognition
 
 KINDS = {
     "two events": [name for name in ACTIONS if "_then_" in name],
@@ -39,8 +42,8 @@ def main() -> None:
     for name in sorted({path.parent.name for path in given.folder.glob("seed*/*/run.json")}):
         hits: dict[str, list[Tensor]] = {"in order": [], "shuffled": []}
         labels: list[Tensor] = []
-        for path in sorted(given.folder.glob(f"seed*/{name}/fit-*/checkpoints/best.ckpt")):
-            found, label = judge(path)
+        for place in sorted(given.folder.glob(f"seed*/{name}")):
+            found, label = judge(place)
             labels.append(label)
             for way, right in found.items():
                 hits[way].append(right)
@@ -48,13 +51,28 @@ def main() -> None:
             print(line(name, way, torch.cat(right), torch.cat(labels), groups), flush=True)
 
 
+def trained(place: Path) -> tuple[ActionRecognition, Path]:
+    """Return the model that a run has trained, and its config."""
+    head = place / "head.ckpt"
+    if not head.is_file():
+        (checkpoint,) = place.glob("fit-*/checkpoints/best.ckpt")
+        return cnnbert.load(checkpoint), checkpoint.parent.parent / "config.yaml"
+    config = place / "config.yaml"
+    model = instantiate(yaml.safe_load(config.read_text(encoding="utf-8"))["model"])
+    model.backbone.load_pretrained()
+    weights = torch.load(head, map_location="cpu", weights_only=True)["state_dict"]
+    model.head.load_state_dict({name.removeprefix("head."): value for name, value in weights.items()})
+    return model.eval(), config
+
+
 @torch.inference_mode()
-def judge(checkpoint: Path) -> tuple[dict[str, Tensor], Tensor]:
+def judge(place: Path) -> tuple[dict[str, Tensor], Tensor]:
     """Return which test videos a model has right, frames in order and shuffled, bool (N,) each, and labels (N,)."""
     device = best_device()
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(best_precision(device))
-    model = cnnbert.load(checkpoint).to(device)
-    data = build_data(checkpoint.parent.parent / "config.yaml")
+    model, config = trained(place)
+    model.to(device)
+    data = build_data(config)
     data.prepare_data()
     data.setup("test")
     shuffling = torch.Generator().manual_seed(0)
