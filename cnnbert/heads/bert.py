@@ -40,6 +40,8 @@ class BERTHead(Head):
         dropout: Probability in [0, 1) of every dropout inside BERT in training.
         classifier_dropout: Probability in [0, 1) of dropping a channel before the classifier in training.
         num_class_tokens: Class tokens N, all at the first position; what they gather is classified together. LTM has 1.
+        spatial_tokens: Make a token of every place at every time step, not of the mean over all places. The places of a
+            time step share its position, and are hidden together. LTM has none.
     """
 
     undecayed = ("cls", "positions")
@@ -58,6 +60,7 @@ class BERTHead(Head):
         dropout: float = 0.1,
         classifier_dropout: float = 0.8,
         num_class_tokens: int = 1,
+        spatial_tokens: bool = False,
     ) -> None:
         super().__init__(in_channels, num_classes)
         width = in_channels if reduce_to is None else reduce_to
@@ -86,6 +89,7 @@ class BERTHead(Head):
                 raise InputError(f"{name}={given} must be in [0, 1); try {usual}")
         self.num_steps_given = num_steps is not None
         self.num_class_tokens = num_class_tokens
+        self.spatial_tokens = spatial_tokens
         self.mask_probability = mask_probability
         self.reduction = nn.Identity() if reduce_to is None else reduction_block(in_channels, reduce_to)
         self.cls = nn.Parameter(torch.empty(1, num_class_tokens, width))
@@ -116,11 +120,11 @@ class BERTHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (B, K) of features (B, in_channels, T', H', W') of any length and size."""
-        x = self.make_tokens(features)  # (B, N + T', C)
-        key_mask = self.draw_key_mask(x[:, self.num_class_tokens :]) if self.training else None  # (B, 1, 1, N + T')
-        x = self.dropout(x)  # (B, N + T', C)
+        x = self.make_tokens(features)  # (B, N + S, C)
+        key_mask = self.draw_key_mask(features) if self.training else None  # (B, 1, 1, N + S)
+        x = self.dropout(x)  # (B, N + S, C)
         for block in self.blocks:
-            x = block(x, key_mask)  # (B, N + T', C)
+            x = block(x, key_mask)  # (B, N + S, C)
         return self.classifier(self.classifier_dropout(x[:, : self.num_class_tokens].flatten(1)))  # (B, K)
 
     def attention(self, features: Tensor) -> Tensor:
@@ -128,54 +132,59 @@ class BERTHead(Head):
 
         It does not depend on the mode of the head, and leaves it as it is. The first N = num_class_tokens tokens are
         class tokens, token N + t is time step t; so with one class token `[layer, :, :, 0, 1:]` is what it gathers from
-        the time steps.
+        the time steps. With `spatial_tokens`, token N + (t * H' + y) * W' + x is the place (y, x) of time step t.
 
         Args:
             features: (B, in_channels, T', H', W') of any length and size.
 
         Returns:
-            (num_layers, B, num_heads, N + T', N + T'), probabilities in [0, 1]; each row, of the token that looks,
-            sums to 1.
+            (num_layers, B, num_heads, N + S, N + S), S = T' or, with `spatial_tokens`, T' * H' * W'; probabilities in
+            [0, 1]; each row, of the token that looks, sums to 1.
         """
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
-            x = self.make_tokens(features)  # (B, N + T', C)
+            x = self.make_tokens(features)  # (B, N + S, C)
             weights = []
             for block in self.blocks:
                 assert isinstance(block, TransformerBlock)
-                weights.append(block.attention_weights(x))  # (B, heads, N + T', N + T')
-                x = block(x)  # (B, N + T', C)
+                weights.append(block.attention_weights(x))  # (B, heads, N + S, N + S)
+                x = block(x)  # (B, N + S, C)
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        return torch.stack(weights)  # (layers, B, heads, N + T', N + T')
+        return torch.stack(weights)  # (layers, B, heads, N + S, N + S)
 
     def make_tokens(self, features: Tensor) -> Tensor:
-        """Return the class tokens and the time steps, (B, N + T', C), with their positions.
+        """Return the class tokens and those of the features, (B, N + S, C), with their positions.
 
         Args:
             features: (B, in_channels, T', H', W').
         """
         x = self.reduction(features)  # (B, C, T', H', W')
-        x = x.mean(dim=(3, 4)).transpose(1, 2)  # (B, T', C)
-        positions = resize_positions(self.positions, x.shape[1])  # (1, 1 + T', C)
+        if not self.spatial_tokens:
+            x = x.mean(dim=(3, 4), keepdim=True)  # (B, C, T', 1, 1)
+        positions = resize_positions(self.positions, x.shape[2])  # (1, 1 + T', C)
+        x = x + positions[:, 1:].transpose(1, 2)[..., None, None]  # (B, C, T', H', W') or (B, C, T', 1, 1)
         cls = (self.cls + positions[:, :1]).expand(x.shape[0], -1, -1)  # (B, N, C)
-        return torch.cat([cls, x + positions[:, 1:]], dim=1)  # (B, N + T', C)
+        return torch.cat([cls, x.flatten(2).transpose(1, 2)], dim=1)  # (B, N + S, C)
 
-    def draw_key_mask(self, steps: Tensor) -> Tensor:
+    def draw_key_mask(self, features: Tensor) -> Tensor:
         """Draw which tokens may be attended to.
 
         Every time step of every sample is hidden with `mask_probability`, independently; class tokens never are.
 
         Args:
-            steps: (B, T', C), the tokens of the time steps.
+            features: (B, in_channels, T', H', W').
 
         Returns:
-            Boolean (B, 1, 1, N + T'), true where a token may be attended to.
+            Boolean (B, 1, 1, N + S), true where a token may be attended to.
         """
-        seen = torch.rand(steps.shape[:2], device=steps.device) >= self.mask_probability  # (B, T')
-        return F.pad(seen, (self.num_class_tokens, 0), value=True)[:, None, None]  # (B, 1, 1, N + T')
+        batch, _, num_steps, height, width = features.shape
+        seen = torch.rand(batch, num_steps, device=features.device) >= self.mask_probability  # (B, T')
+        if self.spatial_tokens:
+            seen = seen.repeat_interleave(height * width, dim=1)  # (B, T' * H' * W')
+        return F.pad(seen, (self.num_class_tokens, 0), value=True)[:, None, None]  # (B, 1, 1, N + S)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         resize_loaded(state_dict, f"{prefix}positions", self.positions)

@@ -18,7 +18,7 @@ CHECKPOINT_KEYS = Path(__file__).parents[3] / "shared" / "checkpoint_keys"
 CHANNELS, CLASSES, STEPS, HEADS = 16, 5, 4, 4
 
 
-def trained_head(num_layers: int = 2) -> BERTHead:
+def trained_head(num_layers: int = 2, spatial_tokens: bool = False) -> BERTHead:
     """Return a head in float64 without dropout whose every parameter is far from its initial value."""
     torch.manual_seed(0)
     head = BERTHead(
@@ -29,6 +29,7 @@ def trained_head(num_layers: int = 2) -> BERTHead:
         mask_probability=0.5,
         dropout=0.0,
         classifier_dropout=0.0,
+        spatial_tokens=spatial_tokens,
     ).double()
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -93,12 +94,18 @@ def reference(
         return linear(hidden, f"{name}.3")
 
     tokens = [weights["cls"][0, 0].expand(batch, CHANNELS)]
-    tokens += [features[:, :, step].mean((-1, -2)) for step in range(steps)]
+    for step in range(steps):
+        if head.spatial_tokens:
+            tokens += [features[:, :, step, y, x] for y in range(features.shape[3]) for x in range(features.shape[4])]
+        else:
+            tokens.append(features[:, :, step].mean((-1, -2)))
     x = torch.stack(tokens, dim=1)
+    places = (len(tokens) - 1) // steps
+    table = torch.stack([weights["positions"][0, 1 + token // places] for token in range(len(tokens) - 1)])
     if positions == "all":
-        x = x + weights["positions"]
-    elif positions == "steps":
-        x[:, 1:] += weights["positions"][:, 1:]
+        x[:, 0] += weights["positions"][:, 0]
+    if positions in ("all", "steps"):
+        x[:, 1:] += table
     for layer in range(len(head.blocks)):
         block = f"blocks.{layer}"
         for function, name in ((attend, "attention"), (feed_forward, "feedforward")):
@@ -113,8 +120,9 @@ def random_features(steps: int = STEPS) -> Tensor:
     return torch.randn(6, CHANNELS, steps, 3, 2, dtype=torch.float64)
 
 
-def test_formulas() -> None:
-    head, features = trained_head().eval(), random_features()
+@pytest.mark.parametrize("spatial_tokens", [False, True])
+def test_formulas(spatial_tokens: bool) -> None:
+    head, features = trained_head(spatial_tokens=spatial_tokens).eval(), random_features()
     torch.testing.assert_close(head(features), reference(head, features)[0], rtol=1e-10, atol=1e-10)
 
 
@@ -123,11 +131,12 @@ def draw(head: BERTHead, features: Tensor) -> tuple[Tensor, Tensor]:
     torch.manual_seed(3)
     logits = head.train()(features)
     torch.manual_seed(3)
-    return logits, head.draw_key_mask(features.mean((3, 4)).transpose(1, 2))[:, 0, 0]
+    return logits, head.draw_key_mask(features)[:, 0, 0]
 
 
-def test_formulas_with_masking() -> None:
-    head, features = trained_head(), random_features()
+@pytest.mark.parametrize("spatial_tokens", [False, True])
+def test_formulas_with_masking(spatial_tokens: bool) -> None:
+    head, features = trained_head(spatial_tokens=spatial_tokens), random_features()
     logits, seen = draw(head, features)
     assert not seen[:, 1:].all() and seen[:, 1:].any()
     expected, _ = reference(head, features, seen)
@@ -152,13 +161,15 @@ def test_formulas_tell_the_variants_apart(variant: dict) -> None:
     assert (logits - reference(head, features, seen, **variant)[0]).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("spatial_tokens", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_attention(training: bool) -> None:
-    head, features = trained_head(num_layers=3), random_features()
+def test_attention(training: bool, spatial_tokens: bool) -> None:
+    head, features = trained_head(num_layers=3, spatial_tokens=spatial_tokens), random_features()
     for block in head.blocks:
         block.attention.dropout = block.dropout.p = 0.5
     weights = head.train(training).attention(features)
-    assert weights.shape == (3, 6, HEADS, 1 + STEPS, 1 + STEPS)
+    num_tokens = 1 + STEPS * (6 if spatial_tokens else 1)
+    assert weights.shape == (3, 6, HEADS, num_tokens, num_tokens)
     torch.testing.assert_close(weights, reference(head, features)[1], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]), rtol=0, atol=1e-12)
     assert weights.min() >= 0 and weights.max() <= 1
@@ -212,13 +223,23 @@ def test_dropout_positions(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_masking_draws_each_step_of_each_sample_and_never_the_class_token() -> None:
     torch.manual_seed(0)
     head = BERTHead(CHANNELS, CLASSES)
-    seen = head.draw_key_mask(torch.zeros(20_000, STEPS, CHANNELS))
+    seen = head.draw_key_mask(torch.zeros(20_000, CHANNELS, STEPS, 1, 1))
     assert seen.shape == (20_000, 1, 1, 1 + STEPS) and seen.dtype == torch.bool
     assert seen[..., 0].all()
     hidden = (~seen[:, 0, 0, 1:]).double()
     # Four standard deviations of a mean of 20,000 draws: 4 * sqrt(0.2 * 0.8 / 20000) = 0.011.
     torch.testing.assert_close(hidden.mean(0), torch.full((STEPS,), 0.2).double(), rtol=0, atol=0.012)
     assert hidden.prod(1).mean().item() == pytest.approx(0.2**STEPS, abs=0.0012)
+
+
+def test_masking_hides_all_places_of_a_step_together() -> None:
+    head = BERTHead(CHANNELS, CLASSES, num_class_tokens=2, spatial_tokens=True)
+    seen = head.draw_key_mask(torch.zeros(100, CHANNELS, STEPS, 3, 2))
+    assert seen.shape == (100, 1, 1, 2 + STEPS * 6)
+    assert seen[..., :2].all()
+    steps = seen[:, 0, 0, 2:].unflatten(1, (STEPS, 6))
+    assert torch.equal(steps.all(2), steps.any(2))
+    assert 0 < steps.all(2).double().mean() < 1
 
 
 def test_nothing_is_masked_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:

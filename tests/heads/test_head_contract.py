@@ -35,6 +35,7 @@ CASES: list[tuple[type[Head], dict[str, Any]]] = [
     (BERTHead, {"num_steps": 3, "num_layers": 2, "num_heads": 4, "feedforward_channels": 24}),
     (BERTHead, {"reduce_to": 64}),
     (BERTHead, {"num_class_tokens": 3}),
+    (BERTHead, {"spatial_tokens": True}),
     (EfficientBERTHead, {}),
     (EfficientBERTHead, {"inner_channels": 24, "num_steps": 3, "num_layers": 2, "num_heads": 3}),
     (ConcatHead, {}),
