@@ -3,23 +3,29 @@
     python benchmarks/order.py ablation
 
 Takes the trained networks of an ablation on generated clips, or its heads and the backbone whose features they were
-trained on, all seeds together. Classes of two events in an order differ
-from their partner in nothing but that order; those of one motion show it in any few frames; a swing goes both ways.
+trained on, all seeds together. Classes of two events in an order differ from their partner in nothing but that order;
+those of one motion show it in any few frames; a swing goes both ways.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
 import yaml
+from pytorch_lightning.cli import instantiate_module
 from torch import Tensor
 
 import cnnbert
+from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.generated import ACTIONS
-from cnnbert.loading import build_data, instantiate
+from cnnbert.data.loaders import Batch
+from cnnbert.data.protocols import Average
+from cnnbert.loading import instantiate
 from cnnbert.machine import best_device, best_precision
 from cnnbert.tasks.metrics import average_views
 from cnnbert.tasks.recognition import ActionRecognition
@@ -72,22 +78,29 @@ def judge(place: Path) -> tuple[dict[str, Tensor], Tensor]:
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(best_precision(device))
     model, config = trained(place)
     model.to(device)
-    data = build_data(config)
-    data.prepare_data()
-    data.setup("test")
+    batches, average = test_batches(json.dumps(yaml.safe_load(config.read_text(encoding="utf-8"))["data"]))
     shuffling = torch.Generator().manual_seed(0)
     hits: dict[str, list[Tensor]] = {"in order": [], "shuffled": []}
     labels = []
-    for batch in data.test_dataloader():
+    for batch in batches:
         labels.append(batch["label"])
         clips = batch["clip"]  # (B, V, 3, T, H, W)
         shuffled = clips[:, :, :, torch.randperm(clips.shape[3], generator=shuffling)]
         for way, views in {"in order": clips, "shuffled": shuffled}.items():
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 logits = model.view_logits(views.to(device))
-            scores = average_views(logits.cpu(), data.views("test").average)
+            scores = average_views(logits.cpu(), average)
             hits[way].append(scores.argmax(1) == batch["label"])
     return {way: torch.cat(right) for way, right in hits.items()}, torch.cat(labels)
+
+
+@cache
+def test_batches(settings: str) -> tuple[list[Batch], Average]:
+    """Return all test clips of a data module, read once for all models, and how their views are averaged."""
+    data = instantiate_module(VideoDataModule, json.loads(settings))
+    data.prepare_data()
+    data.setup("test")
+    return [*data.test_dataloader()], data.views("test").average
 
 
 def line(name: str, way: str, right: Tensor, label: Tensor, groups: Mapping[str, Sequence[str]]) -> str:
