@@ -21,11 +21,11 @@ class EfficientBERTHead(Head):
     Garg & Murugan 2021 ("CNN+BERT for Video Recognition") reduce ResNeXt's 2048 channels to 512 for BERT, by a block
     that loses some of what the features tell (FRMB, FRAB), and leave a BERT without such a block for the future. Here
     the classifier of the average (TGAP) keeps all channels. Beside it a convolution brings the features to
-    `inner_channels`, a second one over space and time, in groups of 8 channels, adds to them, and a BERT of that width
-    with several class tokens gives logits that are added to the average's. Its classifier starts at zero: at first the
-    head is TGAP to the last digit, and departs from it only where that lowers the loss. With 2048 channels and 13
-    classes it has 1.41 million parameters, FRAB's block and BERT together 4.9 million. What else was tried, and what it
-    gave, is in docs/experiments.md.
+    `inner_channels`, a second one over space and time, in groups of 8 channels, adds to them, and a BERT of that width,
+    with a token of every place at every time step and several class tokens, gives logits that are added to the
+    average's. Its classifier starts at zero: at first the head is TGAP to the last digit, and departs from it only
+    where that lowers the loss. With 2048 channels and 13 classes it has 1.41 million parameters, FRAB's block and BERT
+    together 4.9 million. What else was tried, and what it gave, is in docs/experiments.md.
 
     Args:
         in_channels: Channels of the features.
@@ -81,6 +81,7 @@ class EfficientBERTHead(Head):
             dropout,
             classifier_dropout,
             num_class_tokens,
+            spatial_tokens=True,
         )
         nn.init.zeros_(self.bert.classifier.weight)
 
@@ -93,7 +94,10 @@ class EfficientBERTHead(Head):
         return self.average(features) + self.bert(self.reduce(features))  # (B, K)
 
     def attention(self, features: Tensor) -> Tensor:
-        """Return how much each token looks at each, (num_layers, B, num_heads, N + T', N + T'); see `BERTHead`."""
+        """Return how much each token looks at each, (num_layers, B, num_heads, N + S, N + S); see `BERTHead`.
+
+        S = T' * H' * W'.
+        """
         return self.bert.attention(self.reduce(features))
 
     def reduce(self, features: Tensor) -> Tensor:

@@ -70,8 +70,8 @@ def test_it_learns_an_order_that_the_average_cannot_tell() -> None:
 def test_attention_is_that_of_its_bert() -> None:
     head = EfficientBERTHead(128, 13, num_heads=2, num_layers=3).eval()
     weights = head.attention(random_features())
-    assert weights.shape == (3, 3, 2, 8, 8)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 3, 2, 8))
+    assert weights.shape == (3, 3, 2, 4 + 24, 4 + 24)  # four class tokens, and 2x3 places at 4 time steps
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 3, 2, 28))
 
 
 def test_positions_follow_the_clips(caplog: pytest.LogCaptureFixture) -> None:
