@@ -2,8 +2,8 @@
 
     python benchmarks/head_search.py features --heads benchmarks/heads/TGAP.yaml benchmarks/heads/BERT.yaml
 
-Heads are YAML files with `class_path` and `init_args`. Settings of `cnnbert fit` may follow. Prints a line a head with
-the validation accuracy of every pair, mean over seeds.
+Heads are configs with `model.head`. Settings of `cnnbert fit` may follow. Prints a line a head with the validation
+accuracy of every pair, mean over seeds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     print("| head | " + " | ".join(f"{rate:g}, {dropout:g}" for rate, dropout in pairs) + " |")
     print("| --- " * (1 + len(pairs)) + "|")
     for path in given.heads:
-        head = yaml.safe_load(path.read_text(encoding="utf-8"))
+        head = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["head"]
         cells = []
         for rate, dropout in pairs:
             changed = {**head, "init_args": {**head.get("init_args", {}), "classifier_dropout": dropout}}
