@@ -31,7 +31,6 @@ from cnnbert.ablation_runs import (
     with_classes,
 )
 from cnnbert.ablation_table import Network, Size, write_tables
-from cnnbert.callbacks import write_whole
 from cnnbert.comparison import check_same_videos
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.features import read_facts
@@ -39,6 +38,7 @@ from cnnbert.errors import InputError
 from cnnbert.features import CONFIG, check_features
 from cnnbert.loading import build, build_data, config_settings
 from cnnbert.machine import best_device, best_precision, describe, prefers_channels_last
+from cnnbert.outputs import write_whole
 from cnnbert.shipped import find_config
 from cnnbert.summary import network_size
 from cnnbert.throughput import clips_per_second

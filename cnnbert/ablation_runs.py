@@ -23,10 +23,10 @@ import torch
 
 import cnnbert
 from cnnbert.ablation_table import Network, Result, duration
-from cnnbert.callbacks import write_whole
 from cnnbert.errors import InputError
 from cnnbert.head_training import train_head
 from cnnbert.machine import best_device
+from cnnbert.outputs import write_whole
 from cnnbert.parallel import map_files
 from cnnbert.runs import CHECKPOINTS
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnbert.callbacks import write_whole
 from cnnbert.comparison import Comparison, compare, read_predictions
+from cnnbert.outputs import whole_file, write_whole
 
 
 @dataclass(frozen=True)
@@ -283,9 +283,8 @@ def _draw(path: Path, lines: Sequence[Mapping[str, Any]], metric: str) -> None:
         part.set_axisbelow(True)
         part.spines[["top", "right", "left"]].set_visible(False)
         part.tick_params(axis="y", length=0)
-    part_file = path.with_suffix(".part")
-    figure.savefig(part_file, format="png")
-    part_file.replace(path)
+    with whole_file(path) as part_file:
+        figure.savefig(part_file)
 
 
 BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by people who see few colours (Okabe & Ito 2008)

@@ -22,6 +22,7 @@ from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.manifest import manifest
 from cnnbert.errors import InputError
 from cnnbert.machine import describe
+from cnnbert.outputs import whole_file, write_whole
 from cnnbert.runs import CHECKPOINTS
 from cnnbert.tasks.recognition import ActionRecognition
 
@@ -136,8 +137,7 @@ class PredictionsFile(Callback):
         records = data.datasets[split].records
         scores = task.probabilities(videos.video_logits).tolist()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        with part.open("w", newline="", encoding="utf-8") as file:
+        with whole_file(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             names = task.class_names
             header = ["path", "start_seconds", "end_seconds", "label", "prediction"]
@@ -156,7 +156,6 @@ class PredictionsFile(Callback):
                     writer.writerow([*facts, predicted, *(f"{score:.6g}" for score in row), ""])
                 else:
                     writer.writerow([*facts, "", *("" for _ in row), failures[index].why])
-        os.replace(part, self.path)
 
 
 class RunReport(Callback):
@@ -255,10 +254,3 @@ class RunReport(Callback):
 
 def _short(path: Path) -> str:
     return os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

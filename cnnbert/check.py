@@ -11,13 +11,13 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from cnnbert.callbacks import write_whole
 from cnnbert.data.inspection import VERDICTS, Inspection, inspect_video
 from cnnbert.data.readers import DecordReader, VideoReader
 from cnnbert.data.sources import Folder
 from cnnbert.data.splits import SPLITS
 from cnnbert.errors import InputError
 from cnnbert.loading import build_data
+from cnnbert.outputs import write_whole
 from cnnbert.parallel import WorkerCrash, WorkerTimeout, map_files
 
 Entry = tuple[str, str | None, str | None]

@@ -13,13 +13,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from cnnbert.callbacks import write_whole
 from cnnbert.data.encoding import Encoding, encode_pieces, pictures, remove_parts
 from cnnbert.data.manifest import manifest
 from cnnbert.data.readers import PyAVReader
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.sources import Folder
 from cnnbert.errors import InputError
+from cnnbert.outputs import write_whole
 from cnnbert.parallel import map_files
 
 # Frames are made this high or wide, whichever is less, in pixels, before scenes are told apart.

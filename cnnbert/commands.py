@@ -31,6 +31,8 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
 }
 """The functions by the names of their commands; what they return is the exit status, None for 0."""
 
+BOOLEANS = ("true", "false")
+
 SETTINGS = ("--model", "--data", "--trainer", "--seed_everything")
 """Options that belong to a run's config: handed on as they are to a function that takes `settings`."""
 
@@ -47,7 +49,8 @@ class ParagraphFormatter(DefaultHelpFormatter):
 def run_command(name: str, args: list[str]) -> int:
     """Run a command with its arguments, the words after its name, and return its exit status; `--a-name` is `--a_name`.
 
-    The first parameter may be None by default and still be given without its name.
+    The first parameter may be None by default and still be given without its name; the last positional one may be a
+    `tuple[str, ...]`, which takes all free words that are left; a `bool` needs no value: `--name`.
     """
     function = COMMANDS[name]
     description = (inspect.getdoc(function) or "").partition("Args:")[0]
@@ -59,8 +62,14 @@ def run_command(name: str, args: list[str]) -> int:
     settings: list[str] = []
     if takes_settings:
         settings, args = part_settings(args)
-    lists = [name for name, parameter in parameters.items() if str(parameter.annotation).startswith("tuple[str")]
-    args = _joined_lists([_underscored(word) for word in args], lists)
+    kinds = {name: str(parameter.annotation) for name, parameter in parameters.items()}
+    lists = [name for name, kind in kinds.items() if kind.startswith("tuple[str")]
+    flags = [name for name, kind in kinds.items() if kind == "bool"]
+    args = _joined_lists(_switched([_underscored(word) for word in args], flags), lists)
+    positional = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    if positional and positional[-1] in lists:
+        args = _gathered(args, len(positional) - 1)
+        next(action for action in parser._actions if action.dest == positional[-1]).metavar = f"{positional[-1]} ..."
     first = next(iter(parameters.values()))
     if first.kind is first.POSITIONAL_OR_KEYWORD and first.default is None:
         args = _name_free_word(args, f"--{first.name}")
@@ -82,6 +91,14 @@ def part_settings(args: list[str]) -> tuple[list[str], list[str]]:
     return settings, others
 
 
+def _switched(args: list[str], names: list[str]) -> list[str]:
+    """Return the words with the bare name of a switch as true: `--name` becomes `--name=true`."""
+    return [
+        f"{word}=true" if word.removeprefix("--") in names and word.startswith("--") and after not in BOOLEANS else word
+        for word, after in zip(args, [*args[1:], ""], strict=True)
+    ]
+
+
 def _joined_lists(args: list[str], names: list[str]) -> list[str]:
     """Return the words with the values of each named list as one: `--name a b` becomes `--name=["a", "b"]`."""
     joined: list[str] = []
@@ -97,6 +114,19 @@ def _joined_lists(args: list[str], names: list[str]) -> list[str]:
         is_list = len(values) == 1 and values[0].startswith("[")
         joined.append(f"{name}={values[0] if is_list else json.dumps(values)}")
     return joined
+
+
+def _gathered(args: list[str], num_before: int) -> list[str]:
+    """Return the words with all free ones but the first few, which are neither options nor their values, as one."""
+    options: list[str] = []
+    free: list[str] = []
+    is_value = False
+    for word in args:
+        is_option = word.startswith("--")
+        (options if is_option or is_value else free).append(word)
+        is_value = is_option and "=" not in word and word != "--help"
+    several = free[num_before:]
+    return [*options, *free[:num_before], *([json.dumps(several)] if several else [])]
 
 
 def _name_free_word(args: list[str], name: str) -> list[str]:

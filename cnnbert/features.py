@@ -24,7 +24,7 @@ from cnnbert.data.features import FeatureWriter, read_facts
 from cnnbert.data.records import VideoRecord
 from cnnbert.errors import InputError
 from cnnbert.loading import build_data, config_settings, instantiate
-from cnnbert.machine import best_device, best_precision, prefers_channels_last
+from cnnbert.machine import autocast, best_device, best_precision, prefers_channels_last
 from cnnbert.tasks.recognition import CLIPS_AT_ONCE
 
 IRRELEVANT = (
@@ -180,7 +180,6 @@ def _store(
     videos = data.datasets[split]
     device = best_device()
     precision = precision or best_precision(device)
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     backbone.to(device)
     if prefers_channels_last(device, precision):
         for module in backbone.modules():
@@ -188,7 +187,7 @@ def _store(
                 module.to(memory_format=torch.channels_last_3d)
     with (
         writer.split(split, len(videos), num_epochs) as split_writer,
-        torch.autocast(device.type, dtype, enabled=dtype is not None),
+        autocast(device, precision),
         tqdm(total=len(videos) * num_epochs, desc=f"features ({split})", unit="video") as bar,
     ):
         for samples in _chunks(videos, num_epochs, data):
@@ -207,7 +206,7 @@ def _store(
 def _chunks(videos: VideoDataset, num_epochs: int, data: VideoDataModule) -> Iterator[list[Sample]]:
     """Yield the samples of all epochs, in order, some at a time."""
     items: Any = [(epoch, index) for epoch in range(num_epochs) for index in range(len(videos))]
-    workers = data.num_workers if data.num_workers is not None else data._default_workers()
+    workers = data.num_workers if data.num_workers is not None else data.default_workers()
     yield from DataLoader(videos, CLIPS_AT_ONCE // 2, sampler=items, num_workers=workers, collate_fn=list)
 
 

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnbert.callbacks import METRICS, write_whole
+from cnnbert.callbacks import METRICS
 from cnnbert.errors import InputError
+from cnnbert.outputs import write_whole
 from cnnbert.runs import new_run_folder
 from cnnbert.shipped import find_config
 

@@ -17,11 +17,12 @@ from pytorch_lightning.cli import instantiate_module
 from torch import Tensor
 
 from cnnbert.backbones.base import Backbone
-from cnnbert.callbacks import BestCheckpoint, PredictionsFile, RunReport, write_whole
+from cnnbert.callbacks import BestCheckpoint, PredictionsFile, RunReport
 from cnnbert.data.features import FeatureDataModule
 from cnnbert.errors import InputError
 from cnnbert.loading import instantiate
 from cnnbert.machine import best_device, best_precision
+from cnnbert.outputs import write_whole
 from cnnbert.runs import CHECKPOINTS
 
 OWN = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", "enable_model_summary", "num_sanity_val_steps")

@@ -14,7 +14,7 @@ from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters_c
 from cnnbert import backbones, heads  # noqa: F401  (their classes are known by their short names)
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.errors import InputError
-from cnnbert.runs import read_checkpoint
+from cnnbert.runs import checkpoint_settings, read_checkpoint
 from cnnbert.shipped import find_config
 from cnnbert.tasks.recognition import ActionRecognition
 
@@ -100,8 +100,9 @@ def load(checkpoint: str | Path) -> ActionRecognition:
         checkpoint: A file that `cnnbert fit` wrote.
 
     Returns:
-        The model: `model(clips)` gives logits (B, K) for clips (B, 3, T, H, W), uint8 or floating point on the
-        [0, 1] scale; `model.class_names` names the K classes.
+        The model: `model.classify("video.mp4")` names a video's class; `model(clips)` gives logits (B, K) for clips
+        (B, 3, T, H, W), uint8 or floating point on the [0, 1] scale; `model.class_names` names the K classes, and
+        `model.data` makes clips of videos as the model was trained on.
 
     Raises:
         InputError: The file is not such a checkpoint.
@@ -110,10 +111,18 @@ def load(checkpoint: str | Path) -> ActionRecognition:
     if not path.is_file():
         raise InputError(f"there is no checkpoint {checkpoint}")
     known = read_checkpoint(path)
+    if not known["hyper_parameters"].get("class_names"):
+        raise InputError(f"{checkpoint} does not say what its classes are; it cannot name any")
     model = instantiate({name: value for name, value in known["hyper_parameters"].items() if name != "_instantiator"})
     model.on_load_checkpoint(known)
     model.load_state_dict(known["state_dict"])
+    model.data = instantiate_module(VideoDataModule, _without_videos(checkpoint_settings(known)["data"]))
     return model.eval()
+
+
+def _without_videos(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a checkpoint's data that hold for any videos."""
+    return {name: value for name, value in data.items() if name not in ("source", "exclude", "mirrored", "cache")}
 
 
 def instantiate(settings: dict[str, Any]) -> ActionRecognition:

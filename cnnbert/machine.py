@@ -30,6 +30,12 @@ def best_precision(device: torch.device) -> Precision:
     return "32-true"
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which networks compute in a precision, named as Lightning does; float32 is left alone."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 def prefers_channels_last(device: torch.device, precision: str) -> bool:
     """Return whether 3D convolutions are faster with the channels innermost."""
     if device.type == "cuda":

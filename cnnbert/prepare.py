@@ -13,7 +13,6 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from cnnbert.callbacks import write_whole
 from cnnbert.data.encoding import Encoding, comment_of, encode_whole, remove_parts
 from cnnbert.data.manifest import manifest
 from cnnbert.data.records import VideoRecord
@@ -21,6 +20,7 @@ from cnnbert.data.sources import CSVManifest, Folder, VideoSource
 from cnnbert.data.splits import SPLITS
 from cnnbert.errors import InputError
 from cnnbert.loading import build_data
+from cnnbert.outputs import write_whole
 from cnnbert.parallel import map_files
 
 MADE_BY = "made by cnnbert prepare"

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import torch
 
-from cnnbert.machine import best_device, best_precision, prefers_channels_last
+from cnnbert.machine import autocast, best_device, best_precision, prefers_channels_last
 from cnnbert.tasks.recognition import ActionRecognition
 
 ROUNDS = 5
@@ -30,7 +30,6 @@ def clips_per_second(
     """
     device = best_device()
     precision = best_precision(device)
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     rates: dict[str, list[float]] = {name: [] for name in models}
     for position in range(1 + ROUNDS):  # the first warms up
         for name, model in models.items():
@@ -43,7 +42,7 @@ def clips_per_second(
             )
             clips = clips.to(device)
             start, number = time.perf_counter(), 0
-            with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+            with torch.inference_mode(), autocast(device, precision):
                 while number == 0 or (position > 0 and time.perf_counter() - start < SECONDS):
                     model(clips).sum().item()  # waits for the device
                     number += batch_size

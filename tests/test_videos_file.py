@@ -42,7 +42,7 @@ def test_division_that_was_made(workplace, videos):
     assert all_records(again, "train", "val") == first
     assert len(again.records("val")) == 6
     assert again.class_names == ["blue", "green", "red"]
-    assert not list(workplace.rglob("*.part"))
+    assert not list(workplace.rglob("*.part*"))
 
 
 def test_division_that_was_given(workplace, videos, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -231,7 +232,7 @@ class VideoDataModule(LightningDataModule):
         num_videos = sum(map(len, records.values()))
         for split in splits:
             share = len(records[split]) / num_videos if self.caches and stage == "fit" else 0.0
-            self.datasets[split] = self._dataset(split, records[split], self.cache_gib * share)
+            self.datasets[split] = self.dataset(split, records[split], self.cache_gib * share)
             self.failures[split] = {}
         if self.exclusion is not None and stage != "predict":
             counts = [f"{number} {split}" for split, number in self.exclusion.num_left_out.items()]
@@ -272,7 +273,14 @@ class VideoDataModule(LightningDataModule):
             absent = [name for name in self.class_names if name not in counts]
             raise InputError(f"no training video has the class {', '.join(absent)}; add some or drop the class")
 
-    def _dataset(self, split: str, records: list[VideoRecord], cache_gib: float) -> VideoDataset:
+    def dataset(self, split: str, records: Sequence[VideoRecord], cache_gib: float = 0.0) -> VideoDataset:
+        """Return the clips of videos as they are for a split: train, val, test or predict.
+
+        Args:
+            split: Its name.
+            records: The videos.
+            cache_gib: The most memory that decoded frames are kept in, in GiB; 0 keeps none.
+        """
         sampler: ClipSampler
         if split == "train":
             mirrored = self.source.mirrored if self.mirrored is None else self.mirrored
@@ -347,7 +355,7 @@ class VideoDataModule(LightningDataModule):
         return self._loader(split, sampler, batch_size)
 
     def _loader(self, split: str, sampler: DistributedSampler[Any], batch_size: int) -> TimedLoader:
-        workers = self._default_workers() if self.num_workers is None else self.num_workers
+        workers = self.default_workers() if self.num_workers is None else self.num_workers
         return TimedLoader(
             self.datasets[split],
             batch_size=batch_size,
@@ -360,7 +368,8 @@ class VideoDataModule(LightningDataModule):
             generator=torch.Generator(),  # else each loader draws from the network's, more or less often by workers
         )
 
-    def _default_workers(self) -> int:
+    def default_workers(self) -> int:
+        """Return how many processes read videos where `num_workers` does not say."""
         if self.trainer is None:
             return min(8, num_cores())
         cores = num_cores() // self.trainer.num_devices

@@ -59,7 +59,12 @@ class ActionRecognition(LightningModule):
         multi_label: Whether a video may have several classes or none: each has a probability of its own (sigmoid), and
             the loss is binary cross-entropy. On the command line `data.label_separator` says so.
         memory_format: Layout of the convolutions' tensors; `auto` takes the faster one for the machine.
+
+    Attributes:
+        data: Makes clips of any videos as the model was trained on; None unless `cnnbert.load` made the model.
     """
+
+    data: VideoDataModule | None = None
 
     def __init__(
         self,
