@@ -17,7 +17,7 @@ from cnnbert.data.sources import Folder
 from cnnbert.data.splits import SPLITS
 from cnnbert.errors import InputError
 from cnnbert.loading import build_data
-from cnnbert.outputs import write_whole
+from cnnbert.outputs import printable, write_whole
 from cnnbert.parallel import WorkerCrash, WorkerTimeout, map_files
 
 Entry = tuple[str, str | None, str | None]
@@ -79,7 +79,7 @@ def check(
         ) from None
     found = {path: found[path] for path in listed}
     _write(table, found, listed)
-    print(_printable("\n".join(report(found, listed))))
+    print(printable("\n".join(report(found, listed))))
     print(f"\na line a file in {table}\n{_last_line(found)}", flush=True)
     return 0 if all(file.verdict == "ok" for file in found.values()) else 1
 
@@ -173,12 +173,7 @@ def _write(table: Path, found: Mapping[str, Inspection], listed: Mapping[str, Se
         values = [getattr(file, name) for name in names]
         words = ["; ".join(value) if isinstance(value, list) else value for value in values]
         lines.writerow([*words, "; ".join(_splits(listed[path])), "; ".join(_labels(listed[path]))])
-    write_whole(table, _printable(text.getvalue()))
-
-
-def _printable(text: str) -> str:
-    """Return a text in which bytes of file names that are no UTF-8 are written as such."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    write_whole(table, text.getvalue())
 
 
 def _splits(entries: Iterable[Entry]) -> list[str]:

@@ -230,6 +230,9 @@ def main(args: list[str] | None = None) -> int:
             status = run_command(args[0], args[1:])
         else:
             cli = RunCLI(args)
+    except KeyboardInterrupt:
+        print("cnnbert: stopped", file=sys.stderr)
+        return 130
     except Exception as error:
         mistake = _mistake(error)
         if mistake is None:

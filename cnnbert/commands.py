@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from cnnbert.ablate import ablate
 from cnnbert.bench import bench_data
 from cnnbert.check import check
+from cnnbert.classify import classify
 from cnnbert.clips import clips
 from cnnbert.features import features
 from cnnbert.folds import splits
@@ -22,6 +23,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "ablate": ablate,
     "bench-data": bench_data,
     "check": check,
+    "classify": classify,
     "clips": clips,
     "features": features,
     "import-checkpoint": import_checkpoint,
@@ -67,13 +69,16 @@ def run_command(name: str, args: list[str]) -> int:
     flags = [name for name, kind in kinds.items() if kind == "bool"]
     args = _joined_lists(_switched([_underscored(word) for word in args], flags), lists)
     positional = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    several: list[str] = []
     if positional and positional[-1] in lists:
-        args = _gathered(args, len(positional) - 1)
+        args, several = _parted(args, len(positional) - 1)
         next(action for action in parser._actions if action.dest == positional[-1]).metavar = f"{positional[-1]} ..."
     first = next(iter(parameters.values()))
     if first.kind is first.POSITIONAL_OR_KEYWORD and first.default is None:
         args = _name_free_word(args, f"--{first.name}")
     given = parser.parse_args(args)
+    if several:
+        given[positional[-1]] = tuple(several)  # as they are: names of files may be no text
     return function(**given, **({"settings": settings} if takes_settings else {})) or 0
 
 
@@ -116,17 +121,20 @@ def _joined_lists(args: list[str], names: list[str]) -> list[str]:
     return joined
 
 
-def _gathered(args: list[str], num_before: int) -> list[str]:
-    """Return the words with all free ones but the first few, which are neither options nor their values, as one."""
-    options: list[str] = []
+def _parted(args: list[str], num_before: int) -> tuple[list[str], list[str]]:
+    """Return the words, and by themselves the free ones, neither options nor their values, after the first few.
+
+    One that stands for all of these stays among the words.
+    """
+    words: list[str] = []
     free: list[str] = []
     is_value = False
     for word in args:
         is_option = word.startswith("--")
-        (options if is_option or is_value else free).append(word)
+        (words if is_option or is_value else free).append(word)
         is_value = is_option and "=" not in word and word != "--help"
     several = free[num_before:]
-    return [*options, *free[:num_before], *([json.dumps(several)] if several else [])]
+    return [*words, *free[:num_before], *(['["several"]'] if several else [])], several
 
 
 def _name_free_word(args: list[str], name: str) -> list[str]:

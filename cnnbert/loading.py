@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, instantiate_module
 from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters_context
 
-from cnnbert import backbones, heads  # noqa: F401  (their classes are known by their short names)
+from cnnbert import __version__, backbones, heads  # noqa: F401  (their classes are known by their short names)
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.errors import InputError
 from cnnbert.runs import checkpoint_settings, read_checkpoint
@@ -113,10 +114,19 @@ def load(checkpoint: str | Path) -> ActionRecognition:
     known = read_checkpoint(path)
     if not known["hyper_parameters"].get("class_names"):
         raise InputError(f"{checkpoint} does not say what its classes are; it cannot name any")
-    model = instantiate({name: value for name, value in known["hyper_parameters"].items() if name != "_instantiator"})
+    settings = {name: value for name, value in known["hyper_parameters"].items() if name != "_instantiator"}
+    try:
+        model = instantiate(settings)
+        data = instantiate_module(VideoDataModule, _without_videos(checkpoint_settings(known)["data"]))
+    except ArgumentError as error:
+        why = str(error).strip().rpartition("\n")[2].strip()
+        raise InputError(
+            f"{checkpoint} has settings that cnnbert {__version__} does not take; is it of this version, and can its "
+            f"classes be imported here? {why}"
+        ) from error
     model.on_load_checkpoint(known)
     model.load_state_dict(known["state_dict"])
-    model.data = instantiate_module(VideoDataModule, _without_videos(checkpoint_settings(known)["data"]))
+    model.data = data
     return model.eval()
 
 

@@ -57,4 +57,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all; see `whole_file`."""
     with whole_file(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(printable(text), encoding="utf-8")
+
+
+def printable(text: str) -> str:
+    """Return a text in which bytes of file names that are no UTF-8 are written as such."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -20,7 +20,7 @@ from cnnbert.data.sources import CSVManifest, Folder, VideoSource
 from cnnbert.data.splits import SPLITS
 from cnnbert.errors import InputError
 from cnnbert.loading import build_data
-from cnnbert.outputs import write_whole
+from cnnbert.outputs import printable, write_whole
 from cnnbert.parallel import map_files
 
 MADE_BY = "made by cnnbert prepare"
@@ -105,7 +105,7 @@ def prepare(
         remove_parts(folder)
     _write_lists(folder, rows, targets, failed)
     for path, why in list(failed.items())[:10]:
-        print(_printable(f"cannot copy {path}: {why}"), flush=True)
+        print(printable(f"cannot copy {path}: {why}"), flush=True)
     told = f"; {len(failed)} could not be read, see {folder / 'failed.csv'}" if failed else ""
     print(
         f"{len(targets) - len(failed)} of {len(targets)} videos are listed in {folder / 'videos.csv'}{told}",
@@ -193,7 +193,7 @@ def _targets(paths: Sequence[str], folder: Path, root: Path | None) -> dict[str,
     taken = {os.path.realpath(path): path for path in paths}
     for path, name in names.items():
         stem = os.path.splitext(name)[0]
-        targets[path] = folder / _printable(f"{name if num_alike[stem] > 1 else stem}.mp4")
+        targets[path] = folder / printable(f"{name if num_alike[stem] > 1 else stem}.mp4")
         place = os.path.realpath(targets[path])
         if place in taken:
             raise InputError(
@@ -202,11 +202,6 @@ def _targets(paths: Sequence[str], folder: Path, root: Path | None) -> dict[str,
             )
         taken[place] = str(targets[path])
     return targets
-
-
-def _printable(text: str) -> str:
-    """Return a text in which bytes of file names that are no UTF-8 are written as such."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _comment(path: str, encoding: Encoding) -> str:
@@ -247,8 +242,8 @@ def _write_lists(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("path", "verdict", "why"))
     writer.writerows((path, "unreadable", why) for path, why in failed.items())
-    write_whole(folder / "videos.csv", _printable(manifest(copied)))
+    write_whole(folder / "videos.csv", manifest(copied))
     if failed:
-        write_whole(folder / "failed.csv", _printable(text.getvalue()))
+        write_whole(folder / "failed.csv", text.getvalue())
     else:
         (folder / "failed.csv").unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -64,7 +64,13 @@ class Encoding:
         return {"crf": str(self.crf), "preset": self.preset, "tune": "fastdecode", "x264-params": fixed}
 
 
-def encode(source: str, pieces: Mapping[Path, slice], encoding: Encoding, comment: str = "") -> None:
+def encode(
+    source: str,
+    pieces: Mapping[Path, slice],
+    encoding: Encoding,
+    comment: str = "",
+    draw: Callable[[int, np.ndarray], np.ndarray] | None = None,
+) -> None:
     """Write pieces of a video, or all of it, anew, decoding it once.
 
     Every frame is kept, in its order and upright, with square pixels; they follow one another at the rate that readers
@@ -76,6 +82,7 @@ def encode(source: str, pieces: Mapping[Path, slice], encoding: Encoding, commen
             the last; slice(None) is all.
         encoding: How.
         comment: Stands in the files' metadata.
+        draw: Changes frames: called with each frame's number and pixels, uint8 (H, W, 3), RGB, it returns such pixels.
 
     Raises:
         VideoReadError: The source cannot be read without damage as far as is needed.
@@ -88,6 +95,8 @@ def encode(source: str, pieces: Mapping[Path, slice], encoding: Encoding, commen
     try:
         last = max(writer.wanted.stop for writer in writers)
         for number, frame in enumerate(pictures(source, encoding.short_side, last)):
+            if draw is not None:
+                frame = av.VideoFrame.from_ndarray(draw(number, frame.to_ndarray(format="rgb24")), "rgb24")
             for writer in writers:
                 if number in writer.wanted:
                     writer.add(frame, source)

@@ -119,7 +119,7 @@ class Folder(VideoSource):
         for name, path in sorted(self._class_folders(folder).items()):
             if not known.issuperset(split_label(name, self.label_separator)):
                 raise InputError(f"{path} is a class that {self.root / 'train'} does not have")
-            videos = _videos_below(path)
+            videos = videos_below(path)
             if not videos:
                 raise InputError(
                     f"the class folder {path} holds no video; add some or remove it "
@@ -132,7 +132,7 @@ class Folder(VideoSource):
         if self.root.is_file():
             return [VideoRecord(str(self.root))]
         records = []
-        for video in _videos_below(self.root):
+        for video in videos_below(self.root):
             parents = [p for p in video.relative_to(self.root).parts[:-1] if p not in SPLITS]
             records.append(VideoRecord(str(video), parents[0] if parents else None))
         if not records:
@@ -322,5 +322,6 @@ def _shares(val: float, test: float) -> dict[str, float]:
     return {"train": 1 - val - test, "val": val, "test": test}
 
 
-def _videos_below(folder: Path) -> Sequence[Path]:
+def videos_below(folder: Path) -> Sequence[Path]:
+    """Return the video files anywhere below a folder, known by their endings, sorted."""
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())

@@ -16,7 +16,8 @@ from cnnbert.backbones.base import Backbone
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.loaders import Batch
 from cnnbert.data.protocols import CountFailed
-from cnnbert.errors import InputError
+from cnnbert.data.records import VideoRecord
+from cnnbert.errors import InputError, VideoReadError
 from cnnbert.heads.base import Head
 from cnnbert.machine import prefers_channels_last
 from cnnbert.tasks.metrics import VideoScores, accuracies, average_precisions, average_views
@@ -138,6 +139,32 @@ class ActionRecognition(LightningModule):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probabilities of the classes, in [0, 1], for logits (B, K)."""
         return logits.sigmoid() if self.multi_label else logits.softmax(1)
+
+    def classify(
+        self, video: str, top_k: int | None = 5, num_clips: int = 10, num_crops: Literal[1, 3, 10] = 1
+    ) -> dict[str, float]:
+        """Return the most probable classes of a video with their probabilities in [0, 1], the highest first.
+
+        The model is one that `cnnbert.load` made. It runs on the device that it lies on, and the probabilities are the
+        mean over the views.
+
+        Args:
+            video: The file.
+            top_k: How many classes; None for all, and no more than there are.
+            num_clips: Clips, spread evenly from the video's beginning to its end; 1 takes the one in the middle.
+            num_crops: Crops of each clip: 1 (centre), 3 (along the longer side) or 10 (corners and centre, mirrored
+                too).
+
+        Raises:
+            InputError: The model was not loaded from a checkpoint, or a number is out of its range.
+            VideoReadError: The video is missing, or none, or damaged.
+        """
+        from cnnbert.inference import ranked, video_scores, views_of  # which know this module
+
+        ((_, found),) = video_scores(self, [VideoRecord(str(video))], views_of(num_clips, num_crops))
+        if isinstance(found, VideoReadError):
+            raise found
+        return ranked(self, found, top_k)
 
     def train(self, mode: bool = True) -> ActionRecognition:
         """Switch to training or evaluation; a frozen backbone stays in evaluation."""
