@@ -245,6 +245,7 @@ def read_run(place: Path) -> Run:
 
 
 def _write_run(place: Path, run: Run) -> None:
+    place.mkdir(parents=True, exist_ok=True)
     write_whole(place / "run.json", json.dumps(asdict(run), indent=1) + "\n")
 
 
