@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnbert.errors import InputError
-from cnnbert.heads.base import Head
+from cnnbert.heads.base import Head, in_evaluation
 from cnnbert.layers.bottleneck import reduction_block
 from cnnbert.layers.positions import resize_loaded, resize_positions
 from cnnbert.layers.transformer import TransformerBlock
@@ -110,6 +110,14 @@ class AttentivePoolHead(Head):
         x = queries + found  # (B, Q, C)
         x = x + self.feedforward(x)  # (B, Q, C)
         return self.classifier(self.classifier_dropout(x.flatten(1)))  # (B, K)
+
+    def time_attention(self, features: Tensor) -> Tensor:
+        """Return what the queries look at, (B, num_heads, T'), the mean over them; see `Head.time_attention`."""
+        with in_evaluation(self):
+            tokens = self.make_tokens(self.reduction(features))  # (B, N, C)
+            queries = self.queries.expand(tokens.shape[0], -1, -1)  # (B, Q, C)
+            _, weights = self.cross_attention(queries, tokens, tokens, average_attn_weights=False)  # (B, heads, Q, N)
+        return weights.mean(2).unflatten(2, (features.shape[2], -1)).sum(3)  # (B, heads, T')
 
     def make_tokens(self, x: Tensor) -> Tensor:
         """Return the normalised tokens (B, T' * H' * W', C) of features x (B, C, T', H', W'), first step first."""

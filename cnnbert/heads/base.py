@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -33,6 +35,31 @@ class Head(nn.Module, ABC):
         """
         return None
 
+    def time_attention(self, features: Tensor) -> Tensor | None:
+        """Return how much of its attention what is classified gives to each time step; None for heads without any.
+
+        It does not depend on the mode of the head, and changes nothing.
+
+        Args:
+            features: (B, in_channels, T', H', W').
+
+        Returns:
+            (B, num_heads, T'), in [0, 1]; the shares of an attention head sum to 1.
+        """
+        return None
+
     @abstractmethod
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (B, num_classes) of features (B, in_channels, T', H', W')."""
+
+
+@contextmanager
+def in_evaluation(module: nn.Module) -> Iterator[None]:
+    """Put a module and all its parts into evaluation, and back at the end into the mode that each of them had."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

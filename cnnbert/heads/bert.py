@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnbert.errors import InputError
-from cnnbert.heads.base import Head
+from cnnbert.heads.base import Head, in_evaluation
 from cnnbert.layers.bottleneck import reduction_block
 from cnnbert.layers.positions import resize_loaded, resize_positions
 from cnnbert.layers.transformer import TransformerBlock
@@ -141,19 +141,24 @@ class BERTHead(Head):
             (num_layers, B, num_heads, N + S, N + S), S = T' or, with `spatial_tokens`, T' * H' * W'; probabilities in
             [0, 1]; each row, of the token that looks, sums to 1.
         """
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
+        with in_evaluation(self):
             x = self.make_tokens(features)  # (B, N + S, C)
             weights = []
             for block in self.blocks:
                 assert isinstance(block, TransformerBlock)
                 weights.append(block.attention_weights(x))  # (B, heads, N + S, N + S)
                 x = block(x)  # (B, N + S, C)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
         return torch.stack(weights)  # (layers, B, heads, N + S, N + S)
+
+    def time_attention(self, features: Tensor) -> Tensor:
+        """Return what the class tokens of the last block look at, (B, num_heads, T'); see `Head.time_attention`.
+
+        What they look at among themselves is left out, and what lies within a time step is summed.
+        """
+        num = self.num_class_tokens
+        weights = self.attention(features)[-1, :, :, :num, num:].mean(2)  # (B, heads, S)
+        weights = weights.unflatten(2, (features.shape[2], -1)).sum(3)  # (B, heads, T')
+        return weights / weights.sum(2, keepdim=True)
 
     def make_tokens(self, features: Tensor) -> Tensor:
         """Return the class tokens and those of the features, (B, N + S, C), with their positions.

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnbert.errors import InputError
-from cnnbert.heads.base import Head
+from cnnbert.heads.base import Head, in_evaluation
 from cnnbert.heads.bert import BERTHead
 from cnnbert.heads.tgap import TGAPHead
 from cnnbert.layers.conv import Conv3d
@@ -98,7 +98,13 @@ class EfficientBERTHead(Head):
 
         S = T' * H' * W'.
         """
-        return self.bert.attention(self.reduce(features))
+        with in_evaluation(self):
+            return self.bert.attention(self.reduce(features))
+
+    def time_attention(self, features: Tensor) -> Tensor:
+        """Return what BERT's class tokens look at, (B, num_heads, T'); see `Head.time_attention`."""
+        with in_evaluation(self):
+            return self.bert.time_attention(self.reduce(features))
 
     def reduce(self, features: Tensor) -> Tensor:
         """Return what BERT sees, (B, inner_channels, T', H', W'), of features (B, in_channels, T', H', W')."""

@@ -293,3 +293,28 @@ def test_wrong_numbers(cls: type[Head], arguments: dict, message: str) -> None:
     with pytest.raises(InputError) as error:
         cls(CHANNELS, CLASSES, **arguments)
     assert str(error.value) == message
+
+
+@every_case
+@pytest.mark.parametrize("training", [False, True])
+def test_attention_over_time(cls: type[Head], arguments: dict, training: bool) -> None:
+    head, features = departed(build(cls, arguments)).train(training), random_features(3, 5)
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    shares = head.time_attention(features)
+    assert (shares is not None) == (cls in (BERTHead, EfficientBERTHead, AttentivePoolHead))
+    if shares is None:
+        return
+    assert shares.shape[::2] == (3, 5)
+    assert (shares >= 0).all()
+    torch.testing.assert_close(shares.sum(2), torch.ones(shares.shape[:2]))
+    assert shares.std(2).max() > 1e-4  # far from even: the comparisons can tell
+    torch.testing.assert_close(head.time_attention(features[1:2]), shares[1:2], rtol=1e-4, atol=1e-6)
+    assert torch.equal(head.eval().time_attention(features), shares)
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+
+
+def test_attention_over_time_is_what_the_class_token_sees() -> None:
+    """What lies at each moment is summed over the places there, and the token's look at itself left out."""
+    head, features = build(BERTHead, {"spatial_tokens": True, "num_layers": 2}), random_features(2)
+    seen = head.attention(features)[1, :, :, 0, 1:].unflatten(2, (4, 6)).sum(3)
+    torch.testing.assert_close(head.time_attention(features), seen / seen.sum(2, keepdim=True))
