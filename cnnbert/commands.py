@@ -13,10 +13,12 @@ from cnnbert.bench import bench_data
 from cnnbert.check import check
 from cnnbert.classify import classify
 from cnnbert.clips import clips
+from cnnbert.explain import explain
 from cnnbert.features import features
 from cnnbert.folds import splits
 from cnnbert.ltm import import_checkpoint
 from cnnbert.prepare import prepare
+from cnnbert.preview import preview
 from cnnbert.summary import summary
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
@@ -25,9 +27,11 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "check": check,
     "classify": classify,
     "clips": clips,
+    "explain": explain,
     "features": features,
     "import-checkpoint": import_checkpoint,
     "prepare": prepare,
+    "preview": preview,
     "splits": splits,
     "summary": summary,
 }

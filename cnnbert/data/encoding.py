@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -107,6 +107,30 @@ def encode(
     finally:
         for writer in writers:
             writer.part.unlink(missing_ok=True)
+
+
+def encode_frames(target: Path, frames: Sequence[np.ndarray], fps: float, encoding: Encoding) -> None:
+    """Write frames as a video, there whole or not at all.
+
+    Args:
+        target: The file to write, an MP4 file.
+        frames: uint8 (H, W, 3) each, RGB, all of one size with even sides.
+        fps: Frames a second, above 0.
+        encoding: How; its `short_side` does not count.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    rate = Fraction(fps).limit_denominator(100_000)
+    writer = _Writer(target, range(len(frames)), rate, encoding, "")
+    try:
+        for frame in frames:
+            writer.add(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24"), str(target))
+        writer.finish(str(target))
+    except av.FFmpegError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
+    finally:
+        writer.part.unlink(missing_ok=True)
 
 
 def encode_whole(encoding: Encoding, job: tuple[str, str, str]) -> None:
