@@ -55,9 +55,9 @@ def preview(
 ) -> None:
     """Show clips as the network sees them, after every transform, with their labels.
 
-    Of training videos it takes those that fit would take first, cropped and mirrored as fit would do in its first
-    epoch: cnnbert preview --config r2plus1d_bert.yaml --data data/folder.yaml --data.source.root my_videos. All
-    settings of fit are taken.
+    Of training videos it takes those of a first epoch, cropped and mirrored as there:
+    cnnbert preview --config r2plus1d_bert.yaml --data data/folder.yaml --data.source.root my_videos. All settings of
+    fit are taken.
 
     Args:
         config: A run's config: a path, or a shipped one such as r2plus1d_bert.yaml.
@@ -94,7 +94,7 @@ def _clips(data: VideoDataModule, split: str, num_videos: int) -> list[Shown]:
     loaders = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}
     videos = data.datasets[split]
     shown = []
-    for item, _ in zip(loaders[split]().sampler, range(num_videos), strict=False):  # type: ignore[call-overload]
+    for item, _ in zip(loaders[split]().sampler, range(num_videos), strict=False):
         sample = videos[item]
         path = videos.records[sample["index"]].path
         label = _named(data, sample["label"])
