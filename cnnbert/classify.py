@@ -43,7 +43,8 @@ def classify(
     read is reported, and stops nothing; the exit status is then 1.
 
     Args:
-        checkpoint: What cnnbert fit wrote, such as runs/.../checkpoints/best.ckpt.
+        checkpoint: What cnnbert fit wrote, such as runs/.../checkpoints/best.ckpt; or best or last, the newest such
+            below runs.
         videos: Videos, and folders of videos.
         top_k: Classes that are named of each video, at least 1.
         out: A file to write, .csv (a line a video, with the columns path, label_1, score_1, ..., error) or .json.

@@ -37,7 +37,8 @@ def explain(
     trained on.
 
     Args:
-        checkpoint: What cnnbert fit wrote, such as runs/.../checkpoints/best.ckpt.
+        checkpoint: What cnnbert fit wrote, such as runs/.../checkpoints/best.ckpt; or best or last, the newest such
+            below runs.
         video: The video.
         out: Files to write, a picture (.png), a video (.mp4), a page with both (.html), or several of them; by default
             all three, NAME.explained.png and so on, in the current folder.

@@ -15,7 +15,7 @@ from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters_c
 from cnnbert import __version__, backbones, heads  # noqa: F401  (their classes are known by their short names)
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.errors import InputError
-from cnnbert.runs import checkpoint_settings, read_checkpoint
+from cnnbert.runs import checkpoint_settings, find_checkpoint, read_checkpoint
 from cnnbert.shipped import find_config
 from cnnbert.tasks.recognition import ActionRecognition
 
@@ -98,7 +98,7 @@ def load(checkpoint: str | Path) -> ActionRecognition:
     """Return the trained model of a checkpoint, in evaluation mode on the CPU.
 
     Args:
-        checkpoint: A file that `cnnbert fit` wrote.
+        checkpoint: A file that `cnnbert fit` wrote; or `best` or `last`, the newest such below runs/.
 
     Returns:
         The model: `model.classify("video.mp4")` names a video's class; `model(clips)` gives logits (B, K) for clips
@@ -108,9 +108,7 @@ def load(checkpoint: str | Path) -> ActionRecognition:
     Raises:
         InputError: The file is not such a checkpoint.
     """
-    path = Path(checkpoint)
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint {checkpoint}")
+    path = find_checkpoint(str(checkpoint), Path("runs"), None)
     known = read_checkpoint(path)
     if not known["hyper_parameters"].get("class_names"):
         raise InputError(f"{checkpoint} does not say what its classes are; it cannot name any")

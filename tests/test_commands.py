@@ -21,6 +21,15 @@ def judge(model: str, videos: tuple[str, ...], *, out: str = "x.csv", force: boo
     JUDGED.append((model, videos, out, force))
 
 
+def go(*, force: bool = False) -> None:
+    """Go.
+
+    Args:
+        force: Whether to.
+    """
+    JUDGED.append(force)
+
+
 JUDGED: list[object] = []
 
 
@@ -50,6 +59,12 @@ def test_words_become_arguments(words: str, expected: object) -> None:
 def test_a_name_is_taken_as_it_is() -> None:
     assert commands.run_command("judge", ["m", "[a] b, c.mp4", 'd "e".mp4']) == 0
     assert JUDGED == [("m", ("[a] b, c.mp4", 'd "e".mp4'), "x.csv", False)]
+
+
+def test_no_words_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "COMMANDS", {"go": go})
+    assert commands.run_command("go", []) == 0
+    assert JUDGED == [False]
 
 
 def test_too_few_words(capsys: pytest.CaptureFixture[str]) -> None:

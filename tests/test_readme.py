@@ -50,18 +50,28 @@ def test_every_block_is_known():
     """Commands of another kind would need a test of their own; CI runs the two lines that install."""
     words = {shlex.split(part)[0] for block in blocks("bash") for part in re.split(r"&&|\n", block) if part.strip()}
     assert words == {"python3", ".venv/bin/pip", ".venv/bin/cnnbert", ".venv/bin/pytest", "cnnbert"}
-    assert len(commands()) == 15
+    assert len(commands()) == 18
 
 
 def test_your_own_videos(workplace, videos):
     shutil.copytree(videos, "my_videos")
     write_video(workplace / "new_videos" / "a.mp4", (220, 30, 30))
     small = [*SMALL, "--trainer.logger=false"]
-    for command in commands()[2:5]:
+    for words in commands()[2:5]:
         sizes = ["--data.clip_length=8", "--data.num_workers=0", "--trainer.enable_progress_bar=false"]
-        extra = [*small, "--trainer.max_epochs=1"] if command[0] == "fit" else []
-        assert main([*command, *sizes, *extra, "--trainer.accelerator=cpu"]) == 0
+        extra = [*small, "--trainer.max_epochs=1"] if words[0] == "fit" else []
+        assert main([*words, *sizes, *extra, "--trainer.accelerator=cpu"]) == 0
     assert len(list(workplace.glob("runs/r2plus1d_bert/predict-*/predictions.csv"))) == 1
+    for name in ("classify", "explain"):
+        assert main(command(name)) == 0
+    written = {"results.csv", "a.labelled.mp4", *(f"a.explained.{kind}" for kind in ("png", "mp4", "html"))}
+    assert {path.name for path in workplace.iterdir()} == {"my_videos", "new_videos", "runs", *written}
+
+
+def test_preview(workplace, videos):
+    shutil.copytree(videos, "my_videos")
+    assert main([*command("preview"), *TINY_DATA]) == 0
+    assert Path("preview.png").is_file()
 
 
 def test_other_options_that_it_names(workplace, videos):
@@ -175,6 +185,7 @@ def test_protocols_and_weights():
 def test_python(monkeypatch):
     (code,) = blocks("python")
     loaded = cnnbert.build("quickstart.yaml", ["run", "walk"])
+    monkeypatch.setattr(loaded, "classify", lambda path, top_k: {"run": 0.9, "walk": 0.1})
     monkeypatch.setattr(cnnbert, "load", lambda path: loaded, raising=False)
     values = {"clips": torch.zeros(1, 3, 16, 56, 56, dtype=torch.uint8), "features": torch.zeros(1, 512, 4, 7, 7)}
     exec(code, values)
