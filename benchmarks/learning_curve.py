@@ -103,7 +103,7 @@ def show(folder: Path, numbers: list[int]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(numbers, [str(number) for number in numbers])
     axes.set_xlabel("training clips")
-    axes.set_ylabel("video top-1 (%), mean and standard deviation over seeds")
+    axes.set_ylabel("video top-1 (%), mean and std of the seeds")
     axes.grid(color="0.9")
     axes.legend()
     (folder / "curve.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
