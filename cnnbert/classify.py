@@ -61,8 +61,10 @@ def classify(
     table = None if out is None else _table(out, force)
     model = load(checkpoint)
     model.to(best_device())
-    records = [VideoRecord(path) for path in _listed(videos)]
-    copies = _copies(records, Path() if table is None else table.parent, force) if annotate else {}
+    paths = list_videos(videos)
+    records = [VideoRecord(path) for path in paths]
+    folder = Path() if table is None else table.parent
+    copies = targets_in(folder, paths, ".labelled.mp4", force) if annotate else {}
     found: dict[str, Found] = {}
     try:
         with tqdm(total=len(records), desc="classify", unit="video", disable=None, dynamic_ncols=True) as bar:
@@ -91,8 +93,12 @@ def _table(out: str, force: bool) -> Path:
     return new_file(out, force)
 
 
-def _listed(given: Sequence[str]) -> list[str]:
-    """Return the videos that are meant, each once: those given, and those in folders."""
+def list_videos(given: Sequence[str]) -> list[str]:
+    """Return the videos that are meant, each once: those given, and those anywhere below the folders given.
+
+    Raises:
+        InputError: One does not exist, or a folder holds no video.
+    """
     paths: list[str] = []
     for name in given:
         path = Path(name).expanduser()
@@ -108,16 +114,20 @@ def _listed(given: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
-def _copies(records: Sequence[VideoRecord], folder: Path, force: bool) -> dict[str, Path]:
-    """Return where the copy of each video goes, its words drawn into it."""
-    copies: dict[str, Path] = {}
+def targets_in(folder: Path, videos: Sequence[str], ending: str, force: bool) -> dict[str, Path]:
+    """Return a file to write in a folder for each video: its name with another ending, and a number where names repeat.
+
+    Raises:
+        InputError: One of them cannot be written, or is there already and `force` is not given.
+    """
+    targets: dict[str, Path] = {}
     seen: Counter[str] = Counter()
-    for record in records:
-        stem = Path(record.path).stem
+    for video in videos:
+        stem = Path(video).stem
         seen[stem] += 1
         number = f"-{seen[stem]}" if seen[stem] > 1 else ""
-        copies[record.path] = new_file(folder / f"{stem}{number}.labelled.mp4", force)
-    return copies
+        targets[video] = new_file(folder / f"{stem}{number}{ending}", force)
+    return targets
 
 
 def _annotated(video: str, target: Path, classes: dict[str, float]) -> Found:

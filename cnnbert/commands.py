@@ -19,6 +19,7 @@ from cnnbert.folds import splits
 from cnnbert.ltm import import_checkpoint
 from cnnbert.prepare import prepare
 from cnnbert.preview import preview
+from cnnbert.scan import scan
 from cnnbert.summary import summary
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "import-checkpoint": import_checkpoint,
     "prepare": prepare,
     "preview": preview,
+    "scan": scan,
     "splits": splits,
     "summary": summary,
 }

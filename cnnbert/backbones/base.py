@@ -34,6 +34,8 @@ class Backbone(nn.Module, ABC):
             pretrained weights for other channels can be adapted; "" for none.
         unpretrained: Prefix of the block that pretrained weights may have in another form, in which case it keeps
             its random weights; "" for none.
+        is_framewise: Whether the features of a time step depend on one frame alone (with a temporal stride of 1), so
+            that clips that overlap can share them.
         was_loaded: Whether any weights have been loaded since the constructor, pretrained ones or a checkpoint's.
     """
 
@@ -41,6 +43,7 @@ class Backbone(nn.Module, ABC):
     std: Tensor
     input_weight: str = ""
     unpretrained: str = ""
+    is_framewise: bool = False
 
     def __init__(
         self,

@@ -95,6 +95,21 @@ class PyAVVideo(Video):
         if self._is_read.acquire(blocking=False):
             self._container.close()
 
+    def stream(self) -> Iterator[np.ndarray]:
+        """Yield all frames in the order of showing, uint8 (H, W, 3), each decoded once and none kept.
+
+        Raises:
+            VideoReadError: A frame cannot be decoded, or only with damage.
+        """
+        to_rgb = VideoReformatter()
+        shape: tuple[int, ...] | None = None
+        for frame in self._in_order(range(self.num_frames)) if self._decoded is None else self._decoded:
+            pixels = _upright(frame, to_rgb)
+            shape = pixels.shape if shape is None else shape
+            if pixels.shape != shape:
+                raise self._sizes_differ(shape, pixels.shape)
+            yield pixels
+
     @property
     def is_read_in_order(self) -> bool:
         """Whether every reading decodes the file from its first frame on."""
@@ -142,7 +157,7 @@ class PyAVVideo(Video):
                         raise SeekError(f"after frame {before} comes damage, or another frame than the next")
                 yield frame
 
-    def _in_order(self, wanted: list[int]) -> Iterator[Any]:
+    def _in_order(self, wanted: Sequence[int]) -> Iterator[Any]:
         """Yield the wanted frames, counted from the first."""
         num_kept = num_decoded = 0
         why = ""
@@ -202,16 +217,17 @@ class PyAVVideo(Video):
         to_rgb = VideoReformatter()
         kept = None
         for place, frame in enumerate(frames):
-            # One thread, as starting more for every video costs more than they save.
-            pixels = to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
-            pixels = np.rot90(pixels, round(frame.rotation / 90))
+            pixels = _upright(frame, to_rgb)
             if kept is None:
                 kept = np.empty((number, *pixels.shape), np.uint8)
             if pixels.shape != kept.shape[1:]:
-                sizes = " and ".join(f"{shape[1]}x{shape[0]}" for shape in (kept.shape[1:], pixels.shape))
-                raise VideoReadError(self.path, f"its frames have different sizes, {sizes}; re-encode it")
+                raise self._sizes_differ(kept.shape[1:], pixels.shape)
             kept[place] = pixels
         return np.empty((0, *self.first.shape), np.uint8) if kept is None else kept
+
+    def _sizes_differ(self, *shapes: tuple[int, ...]) -> VideoReadError:
+        sizes = " and ".join(f"{shape[1]}x{shape[0]}" for shape in shapes)
+        return VideoReadError(self.path, f"its frames have different sizes, {sizes}; re-encode it")
 
     def _open(self) -> None:
         """Set what is known of the video before frames are asked for."""
@@ -290,6 +306,13 @@ class PyAVVideo(Video):
         self._numbers = {pts: number for number, pts in enumerate(self.index.pts)}
         # Frames shown before the first key frame, as after cutting without re-encoding, may never come out.
         return must_decode or not (is_counting_packets and self.index.has_early_frames)
+
+
+def _upright(frame: Any, to_rgb: VideoReformatter) -> np.ndarray:
+    """Return the pixels of a frame, uint8 (H, W, 3), RGB, turned as the file says."""
+    # One thread, as starting more for every video costs more than they save.
+    pixels = to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+    return np.rot90(pixels, round(frame.rotation / 90))
 
 
 def _reason(error: Exception) -> str:
