@@ -58,8 +58,8 @@ def scan(
             What is found is judged by its mean average precision at temporal intersections over union of 0.3 to 0.7
             (ActivityNet's definition).
         hop_seconds: Seconds from one window to the next, above 0; a quarter of a window by default.
-        smooth_seconds: Seconds over which probabilities are averaged before they are merged, at least 0; half a window
-            by default.
+        smooth_seconds: Seconds over which probabilities are averaged before they are merged, at least 0; a window's
+            length by default.
         threshold: The least probability of a segment's moments, in [0, 1].
         min_seconds: Shorter segments are left out.
         background: Classes that mean that nothing happens; they have no segments.
@@ -99,7 +99,7 @@ def scan(
                     scores = scan_video(model, path, hop_seconds, show)
                 assert model.data is not None
                 window = model.data.clip_length * model.data.stride * scores.num_seconds / scores.num_frames
-                scores = scores.smoothed(window / 2 if smooth_seconds is None else smooth_seconds)
+                scores = scores.smoothed(window if smooth_seconds is None else smooth_seconds)
                 here = segments(scores, model.class_names, model.multi_label, threshold, min_seconds, background)
                 if path in pictures:
                     with whole_file(pictures[path]) as part:
