@@ -50,7 +50,7 @@ def test_every_block_is_known():
     """Commands of another kind would need a test of their own; CI runs the two lines that install."""
     words = {shlex.split(part)[0] for block in blocks("bash") for part in re.split(r"&&|\n", block) if part.strip()}
     assert words == {"python3", ".venv/bin/pip", ".venv/bin/cnnbert", ".venv/bin/pytest", "cnnbert"}
-    assert len(commands()) == 18
+    assert len(commands()) == 19
 
 
 def test_your_own_videos(workplace, videos):
@@ -62,9 +62,18 @@ def test_your_own_videos(workplace, videos):
         extra = [*small, "--trainer.max_epochs=1"] if words[0] == "fit" else []
         assert main([*words, *sizes, *extra, "--trainer.accelerator=cpu"]) == 0
     assert len(list(workplace.glob("runs/r2plus1d_bert/predict-*/predictions.csv"))) == 1
-    for name in ("classify", "explain"):
+    write_video(workplace / "long_videos" / "b.mp4", (220, 30, 30), num_frames=40)
+    for name in ("classify", "explain", "scan"):
         assert main(command(name)) == 0
-    written = {"results.csv", "a.labelled.mp4", *(f"a.explained.{kind}" for kind in ("png", "mp4", "html"))}
+    written = {
+        "long_videos",
+        "segments.csv",
+        "b.timeline.png",
+        "b.scanned.mp4",
+        "results.csv",
+        "a.labelled.mp4",
+        *(f"a.explained.{kind}" for kind in ("png", "mp4", "html")),
+    }
     assert {path.name for path in workplace.iterdir()} == {"my_videos", "new_videos", "runs", *written}
 
 
