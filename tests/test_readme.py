@@ -223,15 +223,3 @@ def test_quickstart(workplace, capsys):
         assert main(command) == 0
     accuracy = float(re.findall(r"test: .*?\n  video top-1 +([\d.]+)", capsys.readouterr().out)[-1])
     assert accuracy >= 0.80
-
-
-@pytest.mark.slow
-def test_notebook(workplace):
-    import json
-
-    cells = json.loads((ROOT / "notebooks" / "01_first_run.ipynb").read_text(encoding="utf-8"))["cells"]
-    values: dict[str, object] = {}
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), values)
-    assert len(values["scores"]) == 13
