@@ -16,6 +16,7 @@ from cnnbert.features import features
 from cnnbert.folds import splits
 from cnnbert.ltm import import_checkpoint
 from cnnbert.prepare import prepare
+from cnnbert.report import report
 from cnnbert.summary import summary
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "features": features,
     "import-checkpoint": import_checkpoint,
     "prepare": prepare,
+    "report": report,
     "splits": splits,
     "summary": summary,
 }
