@@ -137,9 +137,10 @@ class PredictionsFile(Callback):
         records = data.datasets[split].records
         scores = task.probabilities(videos.video_logits).tolist()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.path) as part, part.open(
-            "w", newline="", encoding="utf-8", errors="surrogateescape"
-        ) as file:
+        with (
+            whole_file(self.path) as part,
+            part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             writer = csv.writer(file)
             names = task.class_names
             header = ["path", "start_seconds", "end_seconds", "label", "prediction"]

@@ -6,6 +6,7 @@ import csv
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ class Predictions:
     errors: tuple[str, ...] = ()
     label_separator: str | None = None
 
-    @property
+    @cached_property
     def target(self) -> NDArray[np.bool_]:
         """Which classes each video has, (N, K)."""
         numbers = {name: number for number, name in enumerate(self.class_names)}
@@ -48,7 +49,7 @@ class Predictions:
             row[[numbers[name] for name in split_label(label, self.label_separator)]] = True
         return target
 
-    @property
+    @cached_property
     def decided(self) -> NDArray[np.bool_]:
         """Which classes each video is said to have, (N, K): that of the highest score, or with a separator those of
         at least 0.5; none where a video could not be read."""
@@ -57,12 +58,12 @@ class Predictions:
         highest = np.nan_to_num(self.scores, nan=-1.0).argmax(1)
         return (highest[:, None] == np.arange(len(self.class_names))) & self.was_read[:, None]
 
-    @property
+    @cached_property
     def is_right(self) -> NDArray[np.bool_]:
         """Which videos are said to have the classes that they have and no others, (N,); none that could not be read."""
         return (self.decided == self.target).all(1) & self.was_read
 
-    @property
+    @cached_property
     def was_read(self) -> NDArray[np.bool_]:
         """Which videos could be read, (N,)."""
         return np.logical_not(np.isnan(self.scores).any(1))
@@ -182,14 +183,15 @@ def _class_names(path: Path, header: Sequence[str]) -> tuple[str, ...]:
 def _separator(texts: Iterable[str], class_names: Sequence[str]) -> str | None:
     """Return what parts classes in labels and predictions: None if each of these is a class or empty.
 
-    It is what stands between two classes in one of them, or all of one without a class, such that all of them are
-    classes with it between.
+    It is what stands between two classes in one of them, or what one holds beside a class, if that has no letters or
+    digits; such that all of them are classes with it between.
     """
     joined = sorted({text for text in texts if text and text not in class_names}, key=len)
     for text in joined:
-        first = [text[len(name) :] for name in class_names if text.startswith(name)]
-        between = {rest[: rest.find(name)].strip() for rest in first for name in class_names if name in rest}
-        for separator in sorted({*between, text.strip()} - {""}, key=len):
+        rests = [text[len(name) :] for name in class_names if text.startswith(name)]
+        between = {rest[: rest.find(name)].strip() for rest in rests for name in class_names if name in rest}
+        beside = {rest.strip() for rest in (text, *rests) if not any(letter.isalnum() for letter in rest)}
+        for separator in sorted((between | beside) - {""}, key=len):
             if all(set(split_label(one, separator)) <= {*class_names} for one in joined):
                 return separator
     return None

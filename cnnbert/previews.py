@@ -40,7 +40,9 @@ def preview(record: VideoRecord) -> str:
         rate = Fraction(video.fps / step).limit_denominator(1000)
         small = []
         for place in range(0, len(wanted), AT_ONCE):  # at their full size some frames may take a gigabyte
-            small += [_scaled(frame) for frame in video.frames(wanted[place : place + AT_ONCE]).permute(0, 2, 3, 1).numpy()]
+            small += [
+                _scaled(frame) for frame in video.frames(wanted[place : place + AT_ONCE]).permute(0, 2, 3, 1).numpy()
+            ]
     try:
         return "data:video/mp4;base64," + base64.b64encode(_encoded(small, rate)).decode()
     except av.FFmpegError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -207,9 +208,20 @@ def shown(text: str) -> str:
 def _environment() -> Environment:
     loader = FileSystemLoader(Path(__file__).parent / "page")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["percent"] = lambda share: "–" if share is None or share != share else f"{100 * share:.1f}"
-    environment.filters["sort_key"] = lambda value: "" if value is None or value != value else f"{value:.6g}"
+    environment.filters |= {"percent": _percent, "points": _points, "sort_key": _sort_key}
     return environment
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def _points(difference: float) -> str:
+    return "–" if math.isnan(difference) else f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def _sort_key(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
 
 
 def _counted(*runs: Run) -> Any:

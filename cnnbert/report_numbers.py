@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -77,12 +78,9 @@ def metrics(predictions: Predictions, count_failed: CountFailed) -> dict[str, fl
     Those are `top1`, `mean_class_accuracy` and, with more than 5 classes, `top5`; where videos may have several
     classes, `map` and `micro_f1`. What predictions do not tell, as the accuracy of clips, is left out.
     """
-    videos = _scored(predictions)
-    if predictions.label_separator is None:
-        values, names = accuracies(videos, count_failed), ("top1", "top5", "mean_class_accuracy")
-    else:
-        values, names = average_precisions(videos, count_failed), ("map", "micro_f1")
-    return {name: float(values[name]) for name in names if name in values}
+    judge = accuracies if predictions.label_separator is None else average_precisions
+    values = judge(_scored(predictions), count_failed)
+    return {name: float(value) for name, value in values.items() if name not in ("loss", "clip_top1")}
 
 
 def class_numbers(predictions: Predictions, count_failed: CountFailed) -> list[ClassNumbers]:
@@ -92,7 +90,11 @@ def class_numbers(predictions: Predictions, count_failed: CountFailed) -> list[C
     pair = torch.from_numpy(decided).int(), torch.from_numpy(target).int()
     options: dict[str, Any] = {"num_labels": len(predictions.class_names), "average": None}
     num_videos, num_said = target.sum(0), decided.sum(0)
-    kinds = [(multilabel_precision, num_said), (multilabel_recall, num_videos), (multilabel_f1_score, num_videos + num_said)]
+    kinds = [
+        (multilabel_precision, num_said),
+        (multilabel_recall, num_videos),
+        (multilabel_f1_score, num_videos + num_said),
+    ]
     # torchmetrics gives 0 where there is nothing to divide by.
     shares = [np.where(size > 0, function(*pair, **options), np.nan).tolist() for function, size in kinds]
     is_of = predictions.target & predictions.was_read[:, None]
@@ -163,7 +165,7 @@ def calibration(predictions: Predictions) -> tuple[float, list[Bin]]:
     edges = torch.linspace(0, 1, NUM_BINS + 1, dtype=torch.float64).numpy()
     places = np.digitize(sure, edges) - 1
     bins = []
-    for place, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for place, (low, high) in enumerate(pairwise(edges)):
         inside = places == place
         means = (float(values[inside].mean()) if inside.any() else float("nan") for values in (sure, right))
         bins.append(Bin(float(low), float(high), int(inside.sum()), *means))

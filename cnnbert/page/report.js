@@ -52,7 +52,7 @@ function scores(said, truth) {
   const list = make("ul");
   for (const [number, score] of highest) {
     const isTrue = truth.includes(number);
-    const name = make("bdi", {}, data.classes[number]);
+    const name = make("bdi", { title: data.classes[number] }, data.classes[number]);
     if (decided.includes(number)) name.style.fontWeight = 650;
     const item = make("li", { className: isTrue ? "is-true" : "is-false" }, name, ` ${(100 * score).toFixed(1)} %`);
     item.style.setProperty("--score", `${100 * score}%`);
@@ -83,9 +83,9 @@ function card(index) {
     figure.append(make("div", { className: "missing" }, `no preview: ${preview.why}`));
   }
   const facts = make("dl");
-  facts.append(make("dt", {}, "is"), make("dd", {}, truth.map(className).join(", ") || "of no class"));
+  facts.append(make("dt", {}, "true"), make("dd", { className: "true" }, truth.map(className).join(", ") || "of no class"));
   said.forEach((one, place) => {
-    facts.append(make("dt", {}, said.length > 1 ? "AB"[place] : "said"), make("dd", {}, scores(one, truth)));
+    facts.append(make("dt", {}, said.length > 1 ? "AB"[place] : "predicted"), make("dd", {}, scores(one, truth)));
   });
   const where = make("span", { className: "path" }, pathOf(path), piece ? `, ${piece}` : "");
   figure.append(make("figcaption", {}, facts, where));
@@ -190,7 +190,8 @@ function drawMatrix(order) {
 }
 
 function show(truth, said) {
-  const videos = inCell.get(`${truth},${said}`) ?? [];
+  const videos = [...inCell.get(`${truth},${said}`) ?? []];
+  videos.sort((a, b) => (b in data.previews) - (a in data.previews));
   for (const button of matrix.querySelectorAll("button")) {
     button.setAttribute("aria-pressed", button.dataset.truth === `${truth}` && button.dataset.said === `${said}`);
   }
