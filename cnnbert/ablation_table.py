@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnbert.comparison import Comparison, compare, read_predictions
+from cnnbert.comparison import Comparison, compare
 from cnnbert.outputs import whole_file, write_whole
+from cnnbert.predictions import read_predictions
 
 
 @dataclass(frozen=True)

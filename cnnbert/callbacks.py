@@ -137,7 +137,10 @@ class PredictionsFile(Callback):
         records = data.datasets[split].records
         scores = task.probabilities(videos.video_logits).tolist()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        with (
+            whole_file(self.path) as part,
+            part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             writer = csv.writer(file)
             names = task.class_names
             header = ["path", "start_seconds", "end_seconds", "label", "prediction"]
@@ -218,7 +221,8 @@ class RunReport(Callback):
         metrics = {key: float(logged[f"{split}/{key}"]) for key in METRICS if f"{split}/{key}" in logged}
         if stage in ("validate", "test"):
             counts = {"num_videos": self.num_videos, "num_failed": self.num_failed, "count_failed": data.count_failed}
-            results = {"split": split, **counts, "protocol": protocol, **metrics}
+            several = {} if data.label_separator is None else {"label_separator": data.label_separator}
+            results = {"split": split, **counts, "protocol": protocol, **several, **metrics}
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
         lines = [f"{split}: {self.num_videos} videos, {protocol}", *self._failures(data, stage)]

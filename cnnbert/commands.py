@@ -19,6 +19,7 @@ from cnnbert.folds import splits
 from cnnbert.ltm import import_checkpoint
 from cnnbert.prepare import prepare
 from cnnbert.preview import preview
+from cnnbert.report import report
 from cnnbert.scan import scan
 from cnnbert.summary import summary
 
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "prepare": prepare,
     "preview": preview,
     "scan": scan,
+    "report": report,
     "splits": splits,
     "summary": summary,
 }

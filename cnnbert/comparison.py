@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnnbert.data.protocols import CountFailed
 from cnnbert.errors import InputError
+from cnnbert.predictions import Predictions
 
-FACTS = ("path", "start_seconds", "end_seconds", "label")
 RESAMPLES = 10_000
 AT_ONCE = 500
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a run says of its test videos, N of them, K classes.
-
-    Attributes:
-        videos: Each video's path, start and end in seconds, and label, as they are written; sorted.
-        class_names: The classes.
-        scores: Probabilities, float64 (N, K); NaN where a video could not be read.
-    """
-
-    videos: tuple[tuple[str, str, str, str], ...]
-    class_names: tuple[str, ...]
-    scores: NDArray[np.float64]
-
-    @property
-    def is_right(self) -> NDArray[np.bool_]:
-        """Which videos have the highest score at their label, (N,); none that could not be read."""
-        numbers = {name: number for number, name in enumerate(self.class_names)}
-        labels = np.array([numbers[label] for *_, label in self.videos])
-        highest = np.nan_to_num(self.scores, nan=-1.0).argmax(1)
-        return (highest == labels) & self.was_read
-
-    @property
-    def was_read(self) -> NDArray[np.bool_]:
-        """Which videos could be read, (N,)."""
-        return np.logical_not(np.isnan(self.scores).any(1))
 
 
 @dataclass(frozen=True)
@@ -64,27 +35,6 @@ class Comparison:
     only_first: int
     only_second: int
     p_value: float
-
-
-def read_predictions(path: Path) -> Predictions:
-    """Read the file that `cnnbert test` writes, of videos that have one class each.
-
-    Raises:
-        InputError: It is no such file, or a video has no label.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = sorted(csv.DictReader(file), key=lambda row: [row[name] for name in FACTS])
-        columns = [name for name in rows[0] if name.startswith("score:")] if rows else []
-        videos = tuple((row["path"], row["start_seconds"], row["end_seconds"], row["label"]) for row in rows)
-        scores = np.array([[float(row[name] or "nan") for name in columns] for row in rows])
-    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
-        raise InputError(f"{path} is not a predictions file of `cnnbert test`: {error!r}") from error
-    class_names = tuple(name.removeprefix("score:") for name in columns)
-    unknown = sorted({label for *_, label in videos} - set(class_names))
-    if not videos or unknown:
-        raise InputError(f"{path} cannot be compared: " + (f"label {unknown[0]!r}" if unknown else "no video in it"))
-    return Predictions(videos, class_names, scores)
 
 
 def compare(
@@ -163,7 +113,7 @@ def check_same_videos(
 
 
 def _check_same(what: str, here: list[str], there: list[str], names: tuple[str, str], both: str) -> None:
-    only = [sorted(set(here) - set(there)), sorted(set(there) - set(here))]
+    only = [sorted(Counter(here) - Counter(there)), sorted(Counter(there) - Counter(here))]
     if any(only):
         told = [
             f"{len(some)} only in {name}, such as {some[0]}" for name, some in zip(names, only, strict=True) if some

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import TINY_DATA, TINY_RUN, write_video
 from test_ltm import small, small_config, write_checkpoint, write_names
+from test_predictions import write_predictions
 
 import cnnbert
 from cnnbert import ablate, ablation_runs, folds
@@ -50,7 +51,7 @@ def test_every_block_is_known():
     """Commands of another kind would need a test of their own; CI runs the two lines that install."""
     words = {shlex.split(part)[0] for block in blocks("bash") for part in re.split(r"&&|\n", block) if part.strip()}
     assert words == {"python3", ".venv/bin/pip", ".venv/bin/cnnbert", ".venv/bin/pytest", "cnnbert"}
-    assert len(commands()) == 19
+    assert len(commands()) == 20
 
 
 def test_your_own_videos(workplace, videos):
@@ -107,6 +108,14 @@ def test_check(workplace, videos, capsys):
         r"^\| (`\w+`(?:, `\w+`)*) \|", README.split("## Getting videos")[1].split("## Pub")[0], re.MULTILINE
     )
     assert re.findall(r"`(\w+)`", "".join(rows)) == list(VERDICTS)
+
+
+def test_report(workplace, capsys):
+    words = command("report")
+    for path in (Path(words[1]), Path(words[3])):
+        write_predictions(path, "ab", [("1.mp4", "a", "a", [0.7, 0.3]), ("2.mp4", "b", "a", [0.6, 0.4])])
+    assert main(words) == 0
+    assert capsys.readouterr().out.startswith("report.html: 2 videos")
 
 
 def test_prepare(workplace, videos, capsys):

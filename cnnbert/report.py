@@ -1,0 +1,330 @@
+"""Makes one page out of the predictions of a test."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from cnnbert import comparison, report_numbers
+from cnnbert.callbacks import METRICS
+from cnnbert.data.protocols import CountFailed
+from cnnbert.data.records import VideoRecord
+from cnnbert.errors import InputError, VideoReadError
+from cnnbert.outputs import new_file, write_whole
+from cnnbert.predictions import Predictions, read_predictions
+from cnnbert.previews import preview
+
+MOST_PAIRS = 15
+TOP = 3
+LISTED = 12
+"""Videos in a list that has no previews."""
+
+# Two numbers are the same if they differ by less: scores are written with six digits.
+ROUNDING = 5e-4
+
+# Written as escapes, as they would hide, or turn around, what stands beside them.
+HIDDEN = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF}
+
+
+def report(
+    predictions: str, *, compare: str | None = None, out: str = "report.html", previews: int = 12, force: bool = False
+) -> None:
+    """Make a page that shows what a model got right and wrong, out of the predictions file of cnnbert test.
+
+    The page is one HTML file that any browser opens, without network: accuracies with their protocol, a confusion
+    matrix whose cells show their videos, a row a class, the most-confused pairs, calibration, the videos that are
+    wrong with the highest confidence and those with the lowest confidence as small playing previews, and the videos
+    that could not be read. The protocol is that of results.json beside the predictions.
+
+    With --compare there is what either model alone gets right, the difference of their accuracies with McNemar's exact
+    test, and the difference of every class.
+
+    Args:
+        predictions: A run's predictions.csv.
+        compare: The predictions of another run on the same videos with the same classes.
+        out: The page; in a folder that exists.
+        previews: Videos of each list that are shown as previews, at least 0; each is at most about 100 kB of the page.
+        force: Whether a page that is there may be replaced.
+    """
+    if previews < 0:
+        raise InputError(f"previews={previews} must be at least 0")
+    target = new_file(out, force)
+    run = read_run(Path(predictions).expanduser())
+    other = None if compare is None else read_run(Path(compare).expanduser(), run)
+    html = page(run, other, previews)
+    write_whole(target, html)
+    print(f"{target}: {len(run.predictions.videos)} videos, {len(html) / 1e6:.1f} MB", flush=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A test to report.
+
+    Attributes:
+        path: The predictions file.
+        predictions: What it says.
+        results: What stands in `results.json` beside it; empty where that is not there.
+        count_failed: What videos are that could not be read.
+    """
+
+    path: Path
+    predictions: Predictions
+    results: dict[str, Any]
+    count_failed: CountFailed
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """The accuracies of videos; see `report_numbers.metrics`."""
+        return report_numbers.metrics(self.predictions, self.count_failed)
+
+    @property
+    def num_failed(self) -> int:
+        """Videos that could not be read."""
+        return int((~self.predictions.was_read).sum())
+
+
+def read_run(path: Path, like: Run | None = None) -> Run:
+    """Read a predictions file, and `results.json` beside it.
+
+    Args:
+        path: The predictions file.
+        like: A run that it is to be compared with.
+
+    Raises:
+        InputError: A file cannot be used, or it is of other videos or classes than `like`.
+    """
+    beside = path.with_name("results.json")
+    results: Any = {}
+    if path.is_file() and beside.is_file():
+        try:
+            results = json.loads(beside.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{beside} cannot be read ({error}); mend it or take it away") from error
+    if not isinstance(results, dict) or results.get("count_failed", "wrong") not in ("wrong", "left_out"):
+        raise InputError(f"{beside} is not the results of `cnnbert test`; take it away")
+    separator = results.get("label_separator") or (like.predictions.label_separator if like else None)
+    predictions = read_predictions(path, separator)
+    if like is not None:
+        comparison.check_same_videos(
+            like.predictions.videos,
+            like.predictions.class_names,
+            predictions.videos,
+            predictions.class_names,
+            (str(like.path), str(path)),
+        )
+    if not predictions.was_read.any():
+        raise InputError(f"{path}: none of its videos could be read, as of {shown(predictions.errors[0])}")
+    run = Run(path, predictions, results, like.count_failed if like else results.get("count_failed", "wrong"))
+    if predictions.label_separator is not None and not predictions.target[_counted(run)].any():
+        raise InputError(f"{path}: none of its videos has any class; there is nothing to judge by")
+    return run
+
+
+def page(run: Run, other: Run | None = None, num_previews: int = LISTED) -> str:
+    """Return the page.
+
+    Args:
+        run: The test.
+        other: Another test, of the same videos and classes.
+        num_previews: Videos of each list that are shown as previews.
+    """
+    predictions = run.predictions
+    lists = {"worst": report_numbers.worst(predictions), "least-sure": report_numbers.least_sure(predictions)}
+    lists = {name: numbers[: num_previews or LISTED] for name, numbers in lists.items()}
+    context: dict[str, Any] = {"other": None}
+    if other is not None:
+        first, second = ((one.predictions.is_right & _counted(run, other)) for one in (run, other))
+        sure = np.argsort(-np.nan_to_num(predictions.scores.max(1)), kind="stable")
+        lists |= {"only-first": sure[(first & ~second)[sure]], "only-second": sure[(second & ~first)[sure]]}
+        context["other"] = _compared(run, other)
+    confusions = report_numbers.confusions(predictions)
+    pairs = report_numbers.most_confused(confusions, len(predictions.class_names), MOST_PAIRS)
+    numbers = report_numbers.class_numbers(predictions, run.count_failed)
+    error, bins = report_numbers.calibration(predictions)
+    names = [shown(name) for name in predictions.class_names]
+    sizes = predictions.target.sum(0)
+    several = predictions.label_separator is not None
+    base = _base(predictions)
+    data = {
+        "classes": names,
+        "sizes": sizes.tolist(),
+        "accuracies": [None if np.isnan(row.recall) else row.recall for row in numbers],
+        "several": several,
+        "uri": Path(base).as_uri() if os.path.isabs(base) else None,
+        "videos": [_video(predictions, index, base, other) for index in range(len(predictions.videos))],
+        "cells": confusions,
+        "lists": {name: list(map(int, some)) for name, some in lists.items()},
+        "numPreviews": num_previews,
+        "previews": _previews(predictions, [int(i) for some in lists.values() for i in some[:num_previews]]),
+    }
+    context |= {
+        "title": shown(run.path.resolve().parent.name),
+        "path": shown(str(run.path)),
+        "base": shown(base),
+        "about": _about(run),
+        "warnings": [*_contradictions(run), *(_contradictions(other) if other else [])],
+        "metrics": _named_metrics(run),
+        "several": several,
+        "numbers": numbers,
+        "names": names,
+        "calibration_error": error,
+        "bins": bins,
+        "tallest": max(one.number for one in bins),
+        "pairs": [(true, said, number, number / int(sizes[true])) for true, said, number in pairs],
+        "failed": [
+            (shown(_relative(video[0], base)), shown(why))
+            for video, why in zip(predictions.videos, predictions.errors, strict=True)
+            if why
+        ],
+        "data": data,
+        "lists": data["lists"],
+    }
+    return _environment().get_template("report.html").render(context)
+
+
+def shown(text: str) -> str:
+    """Return a text of which every character can be seen: control characters and bytes that are no UTF-8 as escapes."""
+    seen = []
+    for letter in text:
+        code = ord(letter)
+        if 0xDC80 <= code <= 0xDCFF:  # Python's sign for such a byte
+            seen.append(f"\\x{code - 0xDC00:02x}")
+        elif code < 32 or 127 <= code < 160 or 0xD800 <= code <= 0xDFFF or code in HIDDEN:
+            seen.append(letter.encode("unicode_escape").decode())
+        else:
+            seen.append(letter)
+    return "".join(seen)
+
+
+def _environment() -> Environment:
+    loader = FileSystemLoader(Path(__file__).parent / "page")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"percent": _percent, "points": _points, "sort_key": _sort_key}
+    return environment
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def _points(difference: float) -> str:
+    return "–" if math.isnan(difference) else f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def _sort_key(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+def _counted(*runs: Run) -> Any:
+    """Return which videos count, (N,), as the first run counts them."""
+    return np.all([report_numbers.counted(run.predictions, runs[0].count_failed) for run in runs], axis=0)
+
+
+def _named_metrics(run: Run) -> list[tuple[str, float]]:
+    """Return the accuracies with their names, and that of clips, which only `results.json` has."""
+    values = dict(run.metrics)
+    if isinstance(run.results.get("clip_top1"), float):
+        values["clip_top1"] = run.results["clip_top1"]
+    return [(METRICS[key], values[key]) for key in METRICS if key in values]
+
+
+def _about(run: Run) -> list[str]:
+    """Return sentences on what the numbers are of."""
+    number, num_failed = len(run.predictions.videos), run.num_failed
+    protocol = run.results.get("protocol")
+    lines = [f"{number} {shown(str(run.results.get('split', 'test')))} videos, {shown(str(protocol))}."]
+    if not protocol:
+        lines = [f"{number} videos. By which protocol is not known: there is no results.json beside the predictions."]
+    if not num_failed:
+        return [*lines, "All could be read."]
+    counted = {"wrong": "they count as wrong", "left_out": "they are left out of the accuracies"}[run.count_failed]
+    if run.predictions.label_separator is not None and run.count_failed == "wrong":
+        counted = "their classes count as never found"
+    told = counted if "count_failed" in run.results else f"{counted} here, as results.json is not there to say"
+    return [*lines, f"{num_failed} of them could not be read: {told}."]
+
+
+def _contradictions(run: Run) -> list[str]:
+    """Return what `results.json` says otherwise."""
+    here = run.metrics | {"num_videos": len(run.predictions.videos), "num_failed": run.num_failed}
+    if run.results.get("count_failed", run.count_failed) != run.count_failed:
+        return []  # counted as the other run, with which it is compared
+    name = shown(str(run.path.with_name("results.json")))
+    return [
+        f"{name} has {key} {run.results[key]:g}, the predictions give {value:g}: they may be of two tests."
+        for key, value in here.items()
+        if isinstance(run.results.get(key), (int, float)) and abs(run.results[key] - value) > ROUNDING
+    ]
+
+
+def _compared(run: Run, other: Run) -> dict[str, Any]:
+    """Return what the page says of two runs."""
+    found = comparison.compare([run.predictions], [other.predictions], run.count_failed)
+    counts = int(_counted(run, other).sum())
+    rows = zip(*(report_numbers.class_numbers(one.predictions, run.count_failed) for one in (run, other)), strict=True)
+    mine, theirs = dict(_named_metrics(run)), dict(_named_metrics(other))
+    return {
+        "path": shown(str(other.path)),
+        "about": _about(other),
+        "found": found,
+        "num_counted": counts,
+        "metrics": [(name, mine[name], theirs[name]) for name in mine if name in theirs],
+        "classes": [(shown(a.name), a.num_videos, a.recall, b.recall, a.recall - b.recall) for a, b in rows],
+    }
+
+
+def _base(predictions: Predictions) -> str:
+    """Return the folder that all videos are in, as far as there is one; ""."""
+    try:
+        return os.path.commonpath([os.path.dirname(video[0]) for video in predictions.videos])
+    except ValueError:  # absolute paths and others
+        return ""
+
+
+def _relative(path: str, base: str) -> str:
+    return os.path.relpath(path, base) if base else path
+
+
+def _video(predictions: Predictions, index: int, base: str, other: Run | None) -> list[Any]:
+    """Return what the page's script needs of a video: path, piece, classes, scores, error, and what the other says."""
+    path, start, end, _ = predictions.videos[index]
+    piece = f"{float(start):g} to {f'{float(end):g} s' if end else 'the end'}" if end or float(start) else ""
+    entry = [shown(_relative(path, base)), piece, _numbers(predictions.target[index])]
+    runs = [predictions] if other is None else [predictions, other.predictions]
+    return entry + [_said(one, index) for one in runs]
+
+
+def _said(predictions: Predictions, index: int) -> Any:
+    """Return the classes that a video is said to have and the highest scores, or why it could not be read."""
+    if not predictions.was_read[index]:
+        return shown(predictions.errors[index])
+    scores = predictions.scores[index]
+    decided = _numbers(predictions.decided[index])
+    highest = np.argsort(-scores, kind="stable")[: max(TOP, len(decided))].tolist()
+    return [decided, [[number, round(float(scores[number]), 4)] for number in highest]]
+
+
+def _numbers(row: Any) -> list[int]:
+    return [int(number) for number in np.flatnonzero(row)]
+
+
+def _previews(predictions: Predictions, wanted: Sequence[int]) -> dict[int, dict[str, str]]:
+    """Return a small copy of each wanted video, or why there is none."""
+    made: dict[int, dict[str, str]] = {}
+    for index in dict.fromkeys(wanted):
+        path, start, end, _ = predictions.videos[index]
+        try:
+            record = VideoRecord(path, None, float(start), float(end) if end else None)
+            made[index] = {"video": preview(record)}
+        except VideoReadError as error:
+            made[index] = {"why": shown(error.why)}
+    return made
