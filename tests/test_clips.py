@@ -17,7 +17,7 @@ import torch
 from data.barcode import read_barcode, write_barcodes
 
 from cnnbert.cli import main
-from cnnbert.data.dataset import _piece
+from cnnbert.data.dataset import piece
 from cnnbert.data.readers import DecordReader
 from cnnbert.data.sources import CSVManifest
 
@@ -34,7 +34,7 @@ def frames(path: str = "clips.csv") -> list[tuple[str, int, int]]:
     found = []
     for record in CSVManifest(path).records("predict"):
         with DecordReader().open(record.path) as video:
-            first, end = _piece(record, video)
+            first, end = piece(record, video)
             shown = video.frames([first, end - 1])
             found.append((Path(record.path).name, read_barcode(shown[0]), read_barcode(shown[1])))
     return found

@@ -128,7 +128,7 @@ class VideoDataset(Dataset[Sample]):
             return [crop for clip in indices for crop in self.transform.crops(_select(resized, clip))]
         record = self.records[index]
         with self.reader.open(record.path) as video:
-            first, last = _piece(record, video)
+            first, last = piece(record, video)
             indices = self.sampler(last - first, video.fps)
             if len(indices) == 1:
                 return self.transform.crops(self.transform.resized(video.frames(first + indices[0])))
@@ -142,7 +142,7 @@ class VideoDataset(Dataset[Sample]):
             return None
         record = self.records[index]
         with self.reader.open(record.path) as video:
-            first, last = _piece(record, video)
+            first, last = piece(record, video)
             frame = video.frames([first])
             place = None
             if frame.numel() * (last - first) <= LARGEST_KEPT:
@@ -163,7 +163,7 @@ def _select(frames: Tensor, indices: Tensor) -> Tensor:
     return frames[indices]
 
 
-def _piece(record: VideoRecord, video: Video) -> tuple[int, int]:
+def piece(record: VideoRecord, video: Video) -> tuple[int, int]:
     """Return the first frame of the record's piece of the video and the first after it."""
     first = round(record.start_seconds * video.fps)
     last = video.num_frames

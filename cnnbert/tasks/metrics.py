@@ -149,18 +149,26 @@ def average_precisions(videos: ScoredVideos, count_failed: CountFailed = "wrong"
     read = videos.was_read
     label, scores = videos.label[read], videos.video_logits[read]
     size = (label if count_failed == "left_out" else videos.label).sum(0)  # (K,)
+    predicted = scores.sigmoid() >= 0.5
+    return {
+        "map": class_average_precisions(videos, count_failed)[size > 0].mean(),
+        "micro_f1": 2 * label[predicted].sum() / (size.sum() + predicted.sum()),
+        "loss": F.binary_cross_entropy_with_logits(scores, label.float()),
+    }
+
+
+def class_average_precisions(videos: ScoredVideos, count_failed: CountFailed = "wrong") -> Tensor:
+    """Return the average precision of every class, (K,), NaN where no video has it; see `average_precisions`."""
+    read = videos.was_read
+    label, scores = videos.label[read], videos.video_logits[read]
+    size = (label if count_failed == "left_out" else videos.label).sum(0)  # (K,)
     found = label.sum(0)
     precision = torch.zeros_like(size, dtype=scores.dtype)
     for number in found.nonzero()[:, 0].tolist():
         # In float64, so that sure scores stay different as probabilities; on the CPU, as not every device has float64.
         probability = scores[:, number].cpu().double().sigmoid()
         precision[number] = binary_average_precision(probability, label[:, number].cpu())
-    predicted = scores.sigmoid() >= 0.5
-    return {
-        "map": (precision * found / size)[size > 0].mean(),
-        "micro_f1": 2 * label[predicted].sum() / (size.sum() + predicted.sum()),
-        "loss": F.binary_cross_entropy_with_logits(scores, label.float()),
-    }
+    return precision * found / size
 
 
 def _concatenate(state: Tensor | list[Tensor]) -> Tensor:

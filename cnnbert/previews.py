@@ -1,0 +1,57 @@
+"""Makes small copies of videos, for looking at them in a browser."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
+
+from cnnbert.data.dataset import piece
+from cnnbert.data.readers import VideoReader
+from cnnbert.data.records import VideoRecord
+
+SECONDS = 4.0
+SHORT_SIDE = 128
+MOST_FPS = 20.0
+AT_ONCE = 16
+"""Frames that are read together, so that those of large videos fit the memory."""
+
+
+def write_preview(target: Path, record: VideoRecord, reader: VideoReader) -> None:
+    """Write the middle of a record's piece of video as a small MP4 file without sound, which browsers play.
+
+    It has at most 4 seconds and 20 frames a second; its short side has at most 128 pixels.
+
+    Args:
+        target: The file.
+        record: The piece of video.
+        reader: Opens its file.
+
+    Raises:
+        VideoReadError: The video cannot be read.
+        OSError: The target cannot be written.
+    """
+    with reader.open(record.path) as video, av.open(f"file:{target}", "w", format="mp4") as container:
+        first, last = piece(record, video)
+        step = math.ceil(video.fps / MOST_FPS)
+        num_frames = min(last - first, max(1, round(SECONDS * video.fps)))
+        first += (last - first - num_frames) // 2
+        wanted = range(first, first + num_frames, step)
+        rate = Fraction(video.fps / step).limit_denominator(1000)
+        stream = container.add_stream("libx264", rate, options={"crf": "28"})
+        stream.pix_fmt = "yuv420p"
+        stream.height, stream.width = size = _small(*video.frames(wanted[:1]).shape[-2:])
+        for start in range(0, len(wanted), AT_ONCE):
+            frames = F.resize(video.frames(wanted[start : start + AT_ONCE]), [*size], antialias=True)  # (N, 3, H, W)
+            for picture in frames.permute(0, 2, 3, 1).contiguous().numpy():
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode())
+
+
+def _small(height: int, width: int) -> tuple[int, int]:
+    """Return the size of a preview: even, since H.264 has the colours at half the resolution."""
+    scale = min(1.0, SHORT_SIDE / min(height, width))
+    return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)
