@@ -58,7 +58,7 @@ def attention_strip(clip: Tensor, attention: Tensor) -> np.ndarray:
     shown = ((torch.arange(num_shown) + 0.5) * num_frames / num_shown).long()
     strip = clip[:, shown].permute(2, 1, 3, 0).reshape(height, num_shown * width, 3)  # (H, shown * W, 3)
     inches = 10.0
-    figure = Figure(figsize=(inches, inches * height / (num_shown * width) + 1.0), dpi=100, layout="constrained")
+    figure = Figure(figsize=(inches, inches * height / (num_shown * width) + 1.15), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     frames, bars = figure.subplots(2, 1, height_ratios=[inches * height / (num_shown * width), 0.8])
     frames.imshow(strip.cpu().numpy(), extent=(0, num_frames, 0, 1), aspect="auto")
@@ -70,6 +70,8 @@ def attention_strip(clip: Tensor, attention: Tensor) -> np.ndarray:
     bars.set_xlim(0, num_frames)
     bars.set_ylim(0, max(1.05 * float(attention.max()), 2 / num_steps))
     bars.tick_params(labelsize=7)
+    bars.set_xlabel("frame of the clip", fontsize=7)
+    bars.set_ylabel("attention", fontsize=7)
     bars.spines[["top", "right"]].set_visible(False)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

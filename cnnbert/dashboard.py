@@ -262,6 +262,7 @@ def confusion_figure(counts: Tensor, names: Sequence[str]) -> Any:
         A matplotlib figure.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     number = len(names)
@@ -270,7 +271,8 @@ def confusion_figure(counts: Tensor, names: Sequence[str]) -> Any:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     shares = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    norm = PowerNorm(1 if number <= MOST_IN_CHART else 0.4, vmin=0, vmax=1)  # else rare confusions are not seen
+    image = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the label's videos")
     axes.set_xlabel("prediction")
     axes.set_ylabel("label")

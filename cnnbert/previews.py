@@ -16,8 +16,8 @@ from cnnbert.data.records import VideoRecord
 SECONDS = 4.0
 SHORT_SIDE = 128
 MOST_FPS = 20.0
-AT_ONCE = 16
-"""Frames that are read together, so that those of large videos fit the memory."""
+MOST_BYTES = 2**27
+"""Frames that are read together take at most so many bytes."""
 
 
 def write_preview(target: Path, record: VideoRecord, reader: VideoReader) -> None:
@@ -43,10 +43,14 @@ def write_preview(target: Path, record: VideoRecord, reader: VideoReader) -> Non
         rate = Fraction(video.fps / step).limit_denominator(1000)
         stream = container.add_stream("libx264", rate, options={"crf": "28"})
         stream.pix_fmt = "yuv420p"
-        stream.height, stream.width = size = _small(*video.frames(wanted[:1]).shape[-2:])
-        for start in range(0, len(wanted), AT_ONCE):
-            frames = F.resize(video.frames(wanted[start : start + AT_ONCE]), [*size], antialias=True)  # (N, 3, H, W)
-            for picture in frames.permute(0, 2, 3, 1).contiguous().numpy():
+        start, at_once = 0, 1
+        while start < len(wanted):
+            frames = video.frames(wanted[start : start + at_once])  # (N, 3, H, W)
+            if start == 0:
+                stream.height, stream.width = _small(*frames.shape[-2:])
+            start, at_once = start + at_once, max(1, MOST_BYTES // frames[0].numel())
+            small = F.resize(frames, [stream.height, stream.width], antialias=True)
+            for picture in small.permute(0, 2, 3, 1).contiguous().numpy():
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
         container.mux(stream.encode())
 
