@@ -99,7 +99,8 @@ def _complete_wandb(arguments: Namespace, folder: Path, command: str) -> None:
     if arguments.save_dir == HERE:
         arguments.save_dir = str(folder.absolute())  # its process may have been started elsewhere
     folder.mkdir(parents=True, exist_ok=True)
-    if not (arguments.offline or "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)):
+    arguments.mode = arguments.get("mode") or os.environ.get("WANDB_MODE")
+    if not (arguments.offline or arguments.mode or wandb.login(prompt=False, verify=False)):
         arguments.mode = "offline"
         rank_zero_info(
             f"W&B: no API key on this machine, so the run is logged offline; "
