@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def test_time_between_epochs_does_not_count(tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_memory(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
-        pytest.skip("no GPU")
+        (pytest.fail if os.environ.get("REQUIRE_GPU") == "1" else pytest.skip)("no GPU")
     run = trainer(tmp_path, "cuda")
     held = torch.ones(2**28, device="cuda")  # 1 GiB
     run.fit(Module(), loader(), loader())
