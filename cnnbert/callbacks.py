@@ -21,6 +21,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.manifest import manifest
 from cnnbert.errors import InputError
+from cnnbert.loggers import run_facts
 from cnnbert.machine import describe
 from cnnbert.outputs import whole_file, write_whole
 from cnnbert.runs import CHECKPOINTS
@@ -39,7 +40,7 @@ METRICS = {
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes the resolved config into the run's folder and hands it to the loggers."""
+    """Writes the resolved config into the run's folder and hands it to the loggers, with protocols and versions."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, folder: Path) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
@@ -50,9 +51,10 @@ class SaveRunConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_none=False)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / "config.yaml", text)
+        facts = run_facts(trainer.datamodule)  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):  # would write the same file once more
-                logger.log_hyperparams(yaml.safe_load(text))
+                logger.log_hyperparams({**yaml.safe_load(text), **facts})
 
 
 class BestCheckpoint(ModelCheckpoint):

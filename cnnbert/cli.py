@@ -18,9 +18,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 import cnnbert.backbones
 import cnnbert.data.benchmarks
@@ -28,9 +27,11 @@ import cnnbert.data.lists
 import cnnbert.heads  # noqa: F401  (makes the classes known by their short names)
 from cnnbert.callbacks import BestCheckpoint, PredictionsFile, RunReport, SaveRunConfig, VideosFile
 from cnnbert.commands import COMMANDS, run_command
+from cnnbert.dashboard import Dashboard
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data_wait import DataWait
 from cnnbert.errors import InputError, VideoReadError
+from cnnbert.loggers import complete_loggers, logger_folder, usual_logger
 from cnnbert.machine import best_device, best_precision
 from cnnbert.runs import (
     CHECKPOINTS,
@@ -41,6 +42,7 @@ from cnnbert.runs import (
     run_name,
 )
 from cnnbert.shipped import find_config, shipped_configs
+from cnnbert.speed import Speed
 from cnnbert.tasks.recognition import ActionRecognition
 
 CONFIG_OPTIONS = ("--config", "-c", "--data", "--model", "--trainer")
@@ -58,6 +60,7 @@ class RunCLI(LightningCLI):
     """Lightning's command line, with a folder for every run and settings that come out of the checkpoint."""
 
     folder: Path
+    loggers: list[Namespace]
     report: RunReport
 
     def __init__(self, args: list[str]) -> None:
@@ -112,6 +115,7 @@ class RunCLI(LightningCLI):
                 known = [str(run_config), json.dumps(classes)]
             after_command = 1 + min(args.index(name) for name in self.subcommands() if name in args)
             args[after_command:after_command] = [word for config in known for word in ("--config", config)]
+        args += logger_folder(_option(args, ("--trainer.logger",)), args)
         self.config = parser.parse_args(args)
         command = self.config.subcommand
         if command != "fit" and self.config[command].ckpt_path is None:
@@ -131,44 +135,20 @@ class RunCLI(LightningCLI):
         if trainer.precision is None:
             trainer.precision = best_precision(best_device(trainer.accelerator))
         if trainer.logger is None or trainer.logger is True:
-            trainer.logger = self._csv_logger()
-        loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-        for logger in loggers:
-            if isinstance(logger, Namespace) and logger.class_path.endswith(".WandbLogger"):
-                self._complete_wandb(logger.init_args)
-
-    def _csv_logger(self) -> Namespace:
-        """Return the settings of a logger that writes `metrics.csv`, without overwriting that of a resumed run."""
-        version, number = "", 1
-        while (self.folder / version / "metrics.csv").exists():
-            number += 1
-            version = f"resumed-{number}"
-        arguments = Namespace(save_dir=str(self.folder), name="", version=version, prefix="")
-        arguments.flush_logs_every_n_steps = 100
-        return Namespace(class_path="pytorch_lightning.loggers.CSVLogger", init_args=arguments)
-
-    def _complete_wandb(self, arguments: Namespace) -> None:
-        """Name the W&B run after its folder, put it there, and log offline where no key is known."""
-        import wandb
-
-        arguments.name = arguments.name or f"{self.folder.parent.name}/{self.folder.name}"
-        if arguments.save_dir == ".":
-            arguments.save_dir = str(self.folder.absolute())  # its process may have been started elsewhere
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not (arguments.offline or "WANDB_MODE" in os.environ or wandb.login(prompt=False, verify=False)):
-            arguments.mode = "offline"
-            rank_zero_info(
-                f"W&B: no API key on this machine, so the run is logged offline; "
-                f"to send it later: wandb sync {self.folder}/wandb/offline-run-*"
-            )
+            trainer.logger = usual_logger()
+        self.loggers = complete_loggers(trainer.logger, self.folder, self.subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the callbacks that every run has."""
         self.config = self.given_config  # what is saved can be run again, on another machine too
         callbacks = self._get(self.config_init, "trainer")["callbacks"] or []
         self.report = RunReport(self.folder)
-        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), self.report, DataWait()]
+        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), self.report, DataWait(), Speed()]
+        is_logged_already = any(logger.init_args.get("log_model") for logger in self.loggers)
+        callbacks.append(Dashboard(self.folder, logs_checkpoint=not is_logged_already))
         if self.subcommand == "fit":
+            if self.loggers and not any(isinstance(callback, LearningRateMonitor) for callback in callbacks):
+                callbacks.append(LearningRateMonitor())
             folder = self.folder / CHECKPOINTS
             callbacks.append(VideosFile(self.folder))
             if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):

@@ -1,70 +1,70 @@
-"""Makes small copies of videos that a page can hold."""
+"""Makes small copies of videos, for looking at them in a browser."""
 
 from __future__ import annotations
 
 import base64
-import io
-from fractions import Fraction
+import tempfile
+from pathlib import Path
 
-import av
 import numpy as np
+from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
 
 from cnnbert.data.dataset import piece
-from cnnbert.data.readers import PyAVReader
+from cnnbert.data.encoding import Encoding, encode_frames
+from cnnbert.data.readers import PyAVReader, VideoReader
 from cnnbert.data.records import VideoRecord
 from cnnbert.errors import VideoReadError
 
-SECONDS, MAX_FPS, SHORT_SIDE = 3.0, 12.0, 128
+SECONDS, MOST_FPS, SHORT_SIDE = 3.0, 12.0, 128
 TIMEOUT_SECONDS = 30.0
 AT_ONCE = 8
-
-# x264 keeps to `maxrate` over `bufsize`: at most about 80 kB a preview.
-OPTIONS = {"crf": "30", "preset": "medium", "maxrate": "200k", "bufsize": "200k", "x264-params": "threads=1"}
+"""Frames that are read together: at their full size some take a gigabyte."""
 
 
-def preview(record: VideoRecord) -> str:
-    """Return a small copy of the middle of a record's piece of video, without sound, as a data URI.
+def write_preview(target: Path, record: VideoRecord, reader: VideoReader) -> None:
+    """Write the middle of a record's piece of video as a small MP4 file without sound, which browsers play.
 
-    It is H.264 in MP4, of at most 3 seconds, 12 frames a second and 128 pixels of short side; the same video gives the
-    same bytes.
+    It has at most 3 seconds, 12 frames a second and 128 pixels of short side.
+
+    Args:
+        target: The file.
+        record: The piece of video.
+        reader: Opens its file.
 
     Raises:
         VideoReadError: The video cannot be read.
+        OSError: The target cannot be written.
     """
-    with PyAVReader(read_timeout_seconds=TIMEOUT_SECONDS).open(record.path) as video:
+    small: list[np.ndarray] = []
+    with reader.open(record.path) as video:
         first, end = piece(record, video)
-        step = max(1, round(video.fps / MAX_FPS))
+        step = max(1, round(video.fps / MOST_FPS))
         num_frames = min(end - first, max(1, round(SECONDS * video.fps)))
-        start = first + (end - first - num_frames) // 2
-        wanted = list(range(start, start + num_frames, step))
-        rate = Fraction(video.fps / step).limit_denominator(1000)
-        small = []
-        for place in range(0, len(wanted), AT_ONCE):  # at their full size some frames may take a gigabyte
-            small += [
-                _scaled(frame) for frame in video.frames(wanted[place : place + AT_ONCE]).permute(0, 2, 3, 1).numpy()
-            ]
-    try:
-        return "data:video/mp4;base64," + base64.b64encode(_encoded(small, rate)).decode()
-    except av.FFmpegError as error:
-        raise VideoReadError(record.path, f"no preview can be made of it ({error.strerror or error})") from error
+        first += (end - first - num_frames) // 2
+        wanted = range(first, first + num_frames, step)
+        for place in range(0, len(wanted), AT_ONCE):
+            frames = video.frames(wanted[place : place + AT_ONCE])  # (N, 3, H, W)
+            resized = F.resize(frames, _small(*frames.shape[-2:]), antialias=True)
+            small += list(resized.permute(0, 2, 3, 1).numpy())
+    encode_frames(target, small, video.fps / step, Encoding(crf=30, gop=250))
 
 
-def _scaled(pixels: np.ndarray) -> av.VideoFrame:
-    """Return pixels, uint8 (H, W, 3), as a small frame with even sides; smaller ones are not enlarged."""
-    scale = min(1.0, SHORT_SIDE / min(pixels.shape[:2]))
-    height, width = (max(2, round(side * scale) // 2 * 2) for side in pixels.shape[:2])
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
-    return frame.reformat(width, height, "yuv420p", interpolation="AREA")
+def preview(record: VideoRecord) -> str:
+    """Return a preview, as `write_preview` makes it, as a data URI.
+
+    Raises:
+        VideoReadError: The video cannot be read, or not within 30 seconds.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "preview.mp4")
+        try:
+            write_preview(target, record, PyAVReader(read_timeout_seconds=TIMEOUT_SECONDS))
+        except OSError as error:
+            raise VideoReadError(record.path, f"no preview can be made of it ({error.strerror or error})") from error
+        return "data:video/mp4;base64," + base64.b64encode(target.read_bytes()).decode()
 
 
-def _encoded(frames: list[av.VideoFrame], rate: Fraction) -> bytes:
-    target = io.BytesIO()
-    with av.open(target, "w", format="mp4", container_options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate, options=OPTIONS)
-        stream.width, stream.height, stream.pix_fmt = frames[0].width, frames[0].height, "yuv420p"
-        stream.codec_context.flags |= av.codec.context.Flags.bitexact
-        for number, frame in enumerate(frames):
-            frame.pts, frame.time_base = number, 1 / rate
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return target.getvalue()
+def _small(height: int, width: int) -> list[int]:
+    """Return the size of a preview: even, since H.264 has the colours at half the resolution."""
+    scale = min(1.0, SHORT_SIDE / min(height, width))
+    return [max(2, round(side * scale / 2) * 2) for side in (height, width)]

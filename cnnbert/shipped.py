@@ -6,6 +6,9 @@ from pathlib import Path
 
 from cnnbert.errors import InputError
 
+SWEEP = "sweep.yaml"
+"""A sweep, which is for `wandb sweep` and describes no run."""
+
 
 def shipped_folder() -> Path:
     """Return the folder of the shipped configs: inside an installed package, or beside it in a checkout."""
@@ -14,9 +17,9 @@ def shipped_folder() -> Path:
 
 
 def shipped_configs() -> list[str]:
-    """Return the names of the shipped configs, such as `resnext_bert.yaml` and `data/folder.yaml`."""
+    """Return the names of the shipped configs of runs, such as `resnext_bert.yaml` and `data/folder.yaml`."""
     folder = shipped_folder()
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml") if path.name != SWEEP)
 
 
 def find_config(name: str) -> Path:

@@ -60,4 +60,6 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / ".wandb"))  # files that wait to be sent
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / ".wandb"))
     return tmp_path

@@ -351,7 +351,8 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_training_chooses_by_map(trained: Path) -> None:
     folder = run_folder(trained, "fit")
     rows = read(folder / "metrics.csv")
-    assert {name for name in rows[0] if name.startswith("val/")} == {"val/map", "val/micro_f1", "val/loss"}
+    speeds = {"val/clips_per_second", "val/data_wait"}
+    assert {name for name in rows[0] if name.startswith("val/")} - speeds == {"val/map", "val/micro_f1", "val/loss"}
     assert "train/loss" in rows[0] and "train/clip_top1" not in rows[0]
     values = [float(row["val/map"]) for row in rows if row["val/map"]]
     assert len(values) == 14

@@ -148,7 +148,7 @@ def average_precisions(videos: ScoredVideos, count_failed: CountFailed = "wrong"
     """
     read = videos.was_read
     label, scores = videos.label[read], videos.video_logits[read]
-    precision = class_average_precisions(videos, count_failed)
+    precision = class_average_precisions(videos, count_failed)  # (K,)
     size = (label if count_failed == "left_out" else videos.label).sum()
     predicted = scores.sigmoid() >= 0.5
     return {
@@ -159,7 +159,7 @@ def average_precisions(videos: ScoredVideos, count_failed: CountFailed = "wrong"
 
 
 def class_average_precisions(videos: ScoredVideos, count_failed: CountFailed = "wrong") -> Tensor:
-    """Return the average precision of every class, (K,), NaN for those that do not occur; see `average_precisions`."""
+    """Return the average precision of every class, (K,), NaN where no video has it; see `average_precisions`."""
     read = videos.was_read
     label, scores = videos.label[read], videos.video_logits[read]
     size = (label if count_failed == "left_out" else videos.label).sum(0)  # (K,)

@@ -363,7 +363,7 @@ class ActionRecognition(LightningModule):
         schedulers: list[dict[str, Any]] = []
         if self.warmup_steps > 0:
             warmup = LinearLR(optimizer, start_factor=0.01, total_iters=self.warmup_steps)
-            schedulers.append({"scheduler": warmup, "interval": "step", "name": "warmup"})
+            schedulers.append({"scheduler": warmup, "interval": "step", "name": "lr"})
         if self.scheduler is not None:
             scheduler = self.scheduler(optimizer)
             if self.warmup_steps > 0 and isinstance(scheduler, SETTING_SCHEDULERS):
