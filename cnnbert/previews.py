@@ -18,7 +18,7 @@ SECONDS, MAX_FPS, SHORT_SIDE = 3.0, 12.0, 128
 TIMEOUT_SECONDS = 30.0
 AT_ONCE = 8
 
-# x264 keeps to `maxrate` over `bufsize`: at most about 80 kB a preview.
+# x264 keeps to `maxrate` over `bufsize`: noise alone takes about 90 kB.
 OPTIONS = {"crf": "30", "preset": "medium", "maxrate": "200k", "bufsize": "200k", "x264-params": "threads=1"}
 
 
