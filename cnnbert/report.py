@@ -52,7 +52,7 @@ def report(
         predictions: A run's predictions.csv.
         compare: The predictions of another run on the same videos with the same classes.
         out: The page; in a folder that exists.
-        previews: Videos of each list that are shown as previews, at least 0; each is at most about 100 kB of the page.
+        previews: Videos of each list with a preview, at least 0; each takes about 30 kB of the page, at most 120.
         force: Whether a page that is there may be replaced.
     """
     if previews < 0:
