@@ -12,6 +12,7 @@ from cnnbert.ablate import ablate
 from cnnbert.bench import bench_data
 from cnnbert.check import check
 from cnnbert.clips import clips
+from cnnbert.export import export
 from cnnbert.features import features
 from cnnbert.folds import splits
 from cnnbert.ltm import import_checkpoint
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "bench-data": bench_data,
     "check": check,
     "clips": clips,
+    "export": export,
     "features": features,
     "import-checkpoint": import_checkpoint,
     "prepare": prepare,
