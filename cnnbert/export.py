@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import time
@@ -34,6 +35,10 @@ BATCH_SIZES = (1, 3)
 """How many clips the file is run with before it counts as exported."""
 
 METADATA = "metadata.json"
+"""The name of the metadata in a file of torch-export."""
+
+MOST_CLASSES = 8
+"""How many classes the report names."""
 
 
 class Scorer(nn.Module):
@@ -80,8 +85,8 @@ def export(checkpoint: str, *, out: str, format: Format = "onnx", force: bool = 
     source = find_checkpoint(checkpoint, Path("runs"), None)
     model = load(source)
     difference = export_model(model, target, format)
-    for line in report(model, target, difference):
-        print(line)
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, {source}")
+    print("\n".join(report(model, difference)))
     print(f"  seconds  {time.monotonic() - started:.0f}", flush=True)
 
 
@@ -174,26 +179,21 @@ def random_clips(model: ActionRecognition, number: int) -> Tensor:
     return patches[..., places, :][..., places]
 
 
-def report(model: ActionRecognition, target: Path, difference: float) -> list[str]:
+def report(model: ActionRecognition, difference: float) -> list[str]:
     """Return the lines that say what was exported and how well."""
     known = metadata(model)
-    size = known["frame_size"]
-    shape = f"(B, {model.backbone.in_channels}, {model.clip_length}, {size}, {size})"
-    resize = known["resize"]
-    scaled = f"short side {resize}" if isinstance(resize, int) else "x".join(map(str, resize)) if resize else "as read"
-    kind = "each class by sigmoid" if model.multi_label else "softmax"
+    length, stride, size, resize = (known[name] for name in ("clip_length", "stride", "frame_size", "resize"))
+    scaled = f"short side {resize}" if isinstance(resize, int) else "{}x{}".format(*resize)
     names = model.class_names
-    shown = ", ".join(names[:8]) + (f", and {len(names) - 8} more" if len(names) > 8 else "")
-    every = "" if known["stride"] == 1 else f", every {known['stride']} frames"
-    sizes = " and ".join(map(str, BATCH_SIZES))
+    others = f", and {len(names) - MOST_CLASSES} more" if len(names) > MOST_CLASSES else ""
     return [
-        f"{target}: {type(model.backbone).__name__} with {type(model.head).__name__}, "
-        f"{target.stat().st_size / 1e6:.1f} MB",
-        f"  input    clips   uint8 {shape}, any B; {model.clip_length} frames{every}, "
-        f"scaled to {scaled}, centre {size}x{size}",
-        f"  output   scores  float32 (B, {len(names)}), probabilities ({kind})",
-        f"  classes  {shown}",
-        f"  checked  the file was run with {sizes} clips; its scores differ by at most {difference:.1e} from the model's",
+        f"  network  {type(model.backbone).__name__}, {type(model.head).__name__}",
+        f"  input    clips: uint8 (B, {model.backbone.in_channels}, {length}, {size}, {size}), any B",
+        f"           {length} frames, stride {stride}; scaled to {scaled}, centre crop",
+        f"  output   scores: float32 (B, {len(names)}), {'sigmoid' if model.multi_label else 'softmax'}",
+        f"  classes  {', '.join(names[:MOST_CLASSES])}{others}",
+        f"  checked  run with {' and '.join(map(str, BATCH_SIZES))} clips; "
+        f"largest difference from the model's own scores {difference:.1e}",
     ]
 
 
@@ -203,8 +203,6 @@ def _content(scorer: Scorer, clips: Tensor, known: dict[str, Any], format: Forma
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names files of this machine
     if format == "torch-export":
-        import io
-
         file = io.BytesIO()
         torch.export.save(program, file, extra_files={METADATA: json.dumps(known)})
         return file.getvalue()

@@ -41,7 +41,7 @@ def main(network: str, path: str) -> None:
                     short = min(height, width)
                     new_height, new_width = height * resize // short, width * resize // short
                 else:
-                    new_height, new_width = resize or (height, width)
+                    new_height, new_width = resize
                 down = resizing(height, new_height, known["antialias"])
                 right = resizing(width, new_width, known["antialias"])
                 y, x = (new_height - side) // 2, (new_width - side) // 2
