@@ -8,7 +8,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -222,19 +222,21 @@ def _content(scorer: Scorer, clips: Tensor, known: dict[str, Any], format: Forma
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of what an error comes from; exporters wrap it in pages of advice."""
+    """Return what an error comes from, and the line of code where it says so; exporters wrap it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    place = [line.partition(". If")[0] for line in lines[1:] if line.startswith(("- You marked", 'File "'))]
+    return "; ".join([lines[0], *(line.removeprefix("- ") for line in place[:1])])
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Drop what the exporters log and warn of; what is wrong is raised."""
+    """Drop what the exporters print, log and warn of; what is wrong is raised."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

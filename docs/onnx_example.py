@@ -54,4 +54,5 @@ def main(network: str, path: str) -> None:
         print(f"{scores[best]:.3f} {known['class_names'][best]}")
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])
