@@ -97,7 +97,7 @@ def _switched(args: list[str], names: list[str]) -> list[str]:
     """Return the words with the bare name of a switch as true: `--name` becomes `--name=true`."""
     return [
         f"{word}=true" if word.removeprefix("--") in names and word.startswith("--") and after not in BOOLEANS else word
-        for word, after in zip(args, [*args[1:], ""], strict=True)
+        for word, after in zip(args, [*args[1:], ""], strict=False)  # of no words, one is left over
     ]
 
 
