@@ -14,6 +14,7 @@ from cnnbert.check import check
 from cnnbert.classify import classify
 from cnnbert.clips import clips
 from cnnbert.explain import explain
+from cnnbert.export import export
 from cnnbert.features import features
 from cnnbert.folds import splits
 from cnnbert.ltm import import_checkpoint
@@ -30,12 +31,13 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "classify": classify,
     "clips": clips,
     "explain": explain,
+    "export": export,
     "features": features,
     "import-checkpoint": import_checkpoint,
     "prepare": prepare,
     "preview": preview,
-    "scan": scan,
     "report": report,
+    "scan": scan,
     "splits": splits,
     "summary": summary,
 }
@@ -108,7 +110,7 @@ def _switched(args: list[str], names: list[str]) -> list[str]:
     """Return the words with the bare name of a switch as true: `--name` becomes `--name=true`."""
     return [
         f"{word}=true" if word.removeprefix("--") in names and word.startswith("--") and after not in BOOLEANS else word
-        for word, after in zip(args, [*args[1:], ""], strict=False)
+        for word, after in zip(args, [*args[1:], ""], strict=False)  # of no words, one is left over
     ]
 
 

@@ -6,12 +6,13 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from runpy import run_path
 from typing import get_args, get_type_hints
 
 import ltm_network
 import pytest
 import torch
-from conftest import TINY_DATA, TINY_RUN, write_video
+from conftest import TINY_DATA, TINY_MODEL, TINY_RUN, write_video
 from test_ltm import small, small_config, write_checkpoint, write_names
 from test_predictions import write_predictions
 
@@ -146,6 +147,20 @@ def test_import_checkpoint(workplace):
     write_names(workplace / "names.txt", small(config).classes)
     assert main(command("import-checkpoint")) == 0
     assert cnnbert.load("model.ckpt").class_names == ["class 0", "class 1", "class 2"]
+
+
+def test_export(workplace, videos, capsys):
+    source = ["--data=data/folder.yaml", f"--data.source.root={videos}", "--trainer.logger=false"]
+    assert main(["fit", *source, *TINY_MODEL, *TINY_DATA, *TINY_RUN]) == 0
+    assert main(command("export")) == 0
+    (options,) = re.findall(r"`(--format torch-export[^`]*)`", README)
+    assert main(["export", "best", *shlex.split(options)]) == 0
+    (example,) = re.findall(r"`python (docs/\S+ [^`]*)`", README)
+    script, network, video = shlex.split(example)
+    shutil.copy(videos / "test" / "red" / "1.mp4", video)
+    capsys.readouterr()
+    run_path(str(ROOT / script), run_name="example")["main"](network, video)
+    assert {line.split()[1] for line in capsys.readouterr().out.splitlines()} == {"blue", "green", "red"}
 
 
 def test_heads_on_features(workplace, videos):

@@ -68,7 +68,8 @@ class ActionVLADHead(Head):
         """Return logits (B, K) of features (B, in_channels, T', H', W') of any length and size."""
         x = self.reduction(features).flatten(2).transpose(1, 2)  # (B, N, C), N = T' * H' * W'
         x = unit_length(x.to(self.anchors.dtype))  # (B, N, C)
-        distances = torch.cdist(x, self.anchors.expand(x.shape[0], -1, -1))  # (B, N, A), in float32 under autocast
+        # (B, N, A), in float32 under autocast; always by matrix products, which exporters know.
+        distances = torch.cdist(x, self.anchors.expand(x.shape[0], -1, -1), compute_mode="use_mm_for_euclid_dist")
         shares = (-self.alpha * distances.square()).softmax(dim=2)  # (B, N, A)
         residuals = shares.transpose(1, 2) @ x - shares.sum(dim=1)[:, :, None] * self.anchors  # (B, A, C)
         vlad = unit_length(unit_length(residuals).flatten(1))  # (B, A * C)

@@ -89,5 +89,8 @@ class NonLocalBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, channels, T', H', W') of x (B, channels, T', H', W')."""
         q, k, v = (layer(x).flatten(2).transpose(1, 2) for layer in (self.theta, self.phi, self.g))  # (B, N, C) each
-        y = F.scaled_dot_product_attention(q, k, v, scale=q.shape[1] ** -0.5)  # (B, N, C), N = T' * H' * W'
+        # With one head, since ONNX's exporter takes four dimensions alone; N = T' * H' * W'.
+        y = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], scale=q.shape[1] ** -0.5)[
+            :, 0
+        ]  # (B, N, C)
         return x + self.out(y.transpose(1, 2).unflatten(2, x.shape[2:]))  # (B, C, T', H', W')

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from exported import check_file, small_model, with_formats
 from torch import Tensor, nn
 
 import cnnbert.backbones
 from cnnbert.backbones import Backbone, R2Plus1D, ResNeXt3D
 from cnnbert.errors import InputError
+from cnnbert.export import Format
+from cnnbert.heads import BERTHead
 
 CASES: list[tuple[type[Backbone], dict[str, Any]]] = [
     (R2Plus1D, {"depth": 10, "width": 8}),
@@ -183,3 +186,10 @@ def test_export_with_any_batch_size(cls: type[Backbone], arguments: dict) -> Non
     with torch.no_grad():
         for batch in (1, 5):
             torch.testing.assert_close(run(clips[:batch]), backbone(clips[:batch]), rtol=1e-4, atol=1e-5)
+
+
+@with_formats(CASES)
+def test_exported_files_take_any_batch_size(cls: type[Backbone], arguments: dict, kind: Format, tmp_path: Path) -> None:
+    backbone = build(cls, arguments)
+    model = small_model(backbone, BERTHead, 2 * backbone.temporal_stride, backbone.spatial_stride)
+    check_file(model, tmp_path, kind)

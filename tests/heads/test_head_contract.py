@@ -5,14 +5,18 @@ from __future__ import annotations
 import inspect
 import socket
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from exported import Patches, check_file, small_model, with_formats
 from torch import Tensor, nn
 
 import cnnbert.heads
 from cnnbert.errors import InputError
+from cnnbert.export import Format
 from cnnbert.heads import (
     ActionVLADHead,
     AttentivePoolHead,
@@ -241,6 +245,14 @@ def test_export_with_any_batch_size(cls: type[Head], arguments: dict, steps: int
     with torch.no_grad():
         for batch in (1, 5):
             torch.testing.assert_close(run(features[:batch]), head(features[:batch]), rtol=1e-4, atol=1e-5)
+
+
+@with_formats(CASES)
+def test_exported_files_take_any_batch_size(cls: type[Head], arguments: dict, kind: Format, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = small_model(Patches(CHANNELS), partial(cls, **arguments), clip_length=16, frame_size=16)
+    departed(model.head)
+    check_file(model, tmp_path, kind)
 
 
 @pytest.mark.parametrize(
