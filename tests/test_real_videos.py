@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from conftest import SHARED
 
 from cnnbert.cli import main
+from cnnbert.data.encoding import Encoding, encode_frames
+from cnnbert.data.readers import PyAVReader
 
 VIDEOS = SHARED / "videos"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not VIDEOS.is_dir(), reason=f"no videos in {VIDEOS}")]
@@ -50,6 +53,52 @@ def test_a_small_network_learns_four_actions_of_new_people(workplace, capsys, ep
     assert main(["test", "--ckpt_path=best"]) == 0
     (accuracy,) = re.findall(r"test: 24 videos.*\n  video top-1 +([\d.]+)", capsys.readouterr().out)
     assert float(accuracy) >= 0.90
+    use(head[0].endswith("BERTHead"), capsys)
+
+
+def use(has_attention, capsys):
+    """Put the trained model to every use, on real files that it has not seen, and on odd ones."""
+    records = [row for row in csv.DictReader(open("videos.csv")) if row["split"] == "test"]
+    paths = [row["path"] for row in records]
+    assert main(["classify", "best", *paths, "--out", "classes.csv", "--num-clips", "4"]) == 0
+    labels = {row["path"]: row["label_1"] for row in csv.DictReader(open("classes.csv"))}
+    assert sum(labels[row["path"]] == row["label"] for row in records) >= 0.9 * len(records)
+
+    assert main(["classify", "best", str(VIDEOS / "odd"), "--out", "odd.json", "--num-clips", "2"]) == 1
+    odd = json.loads(Path("odd.json").read_text())
+    assert sum(one["error"] is None for one in odd) > 60
+    assert {Path(one["path"]).name for one in odd if one["error"]} >= {"corrupted.mp4", "empty.mp4"}
+
+    truth = join(records[::3], Path("long.mp4"))
+    Path("truth.csv").write_text("path,start_seconds,end_seconds,label\n" + "\n".join(truth) + "\n")
+    capsys.readouterr()
+    assert main(["scan", "best", "long.mp4", "--truth", "truth.csv", "--timeline", "--out", "segments.csv"]) == 0
+    precision = re.findall(r"^  (0\.\d) +([\d.]+)$", capsys.readouterr().out, re.MULTILINE)
+    assert [threshold for threshold, _ in precision] == ["0.3", "0.4", "0.5", "0.6", "0.7"]
+    assert float(precision[0][1]) > 0.4
+    assert Path("long.timeline.png").is_file()
+
+    assert main(["explain", "best", paths[0], "--out", "why.png", "why.mp4", "why.html"]) == 0
+    assert ("attention to each moment" in capsys.readouterr().out) == has_attention
+
+    (predictions,) = Path().glob("runs/*/test-*/predictions.csv")
+    assert main(["report", str(predictions), "--out", "report.html"]) == 0
+    assert Path("report.html").read_text().count("data:video/mp4") > 5
+
+    for kind, name in {"onnx": "model.onnx", "torch-export": "model.pt2"}.items():
+        assert main(["export", "best", "--format", kind, "--out", name]) == 0
+
+
+def join(records, target):
+    """Write the videos of records one after the other into one, and return the lines of its true segments."""
+    frames, lines = [], []
+    for row in records:
+        start = len(frames)
+        with PyAVReader().open(row["path"]) as video:
+            frames += list(video.frames(range(video.num_frames)).permute(0, 2, 3, 1).numpy())
+        lines.append(f"{target},{start / 25},{len(frames) / 25},{row['label']}")
+    encode_frames(target, frames, 25, Encoding())
+    return lines
 
 
 @pytest.mark.parametrize("config", ["resnext_bert.yaml", "r2plus1d_bert.yaml"])
