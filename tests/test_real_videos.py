@@ -20,14 +20,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not VIDEOS.is_dir(), reason=f
 
 def write_manifest(folder: str, splits: tuple[str, ...], per_class: int | None = None) -> None:
     """Write videos.csv from a folder's lists of `path label`; of each class the first `per_class`."""
-    rows = []
+    listed = []
     for split in splits:
         paths = [line.split()[0] for line in (VIDEOS / folder / f"{split}.txt").read_text().splitlines() if line]
         for name in sorted({path.split("/")[0] for path in paths}):
             chosen = [path for path in paths if path.startswith(f"{name}/")][:per_class]
-            rows += [(VIDEOS / folder / path, name, split, Path(path).stem.split("_")[0]) for path in chosen]
+            listed += [(VIDEOS / folder / path, name, split, Path(path).stem.split("_")[0]) for path in chosen]
     with open("videos.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("path", "label", "split", "group"), *rows])
+        csv.writer(file).writerows([("path", "label", "split", "group"), *listed])
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def test_a_small_network_learns_four_actions_of_new_people(workplace, capsys, ep
 
 def use(has_attention, capsys):
     """Put the trained model to every use, on real files that it has not seen, and on odd ones."""
-    records = [row for row in csv.DictReader(open("videos.csv")) if row["split"] == "test"]
+    records = [row for row in rows("videos.csv") if row["split"] == "test"]
     paths = [row["path"] for row in records]
     assert main(["classify", "best", *paths, "--out", "classes.csv", "--num-clips", "4"]) == 0
-    labels = {row["path"]: row["label_1"] for row in csv.DictReader(open("classes.csv"))}
+    labels = {row["path"]: row["label_1"] for row in rows("classes.csv")}
     assert sum(labels[row["path"]] == row["label"] for row in records) >= 0.9 * len(records)
 
     assert main(["classify", "best", str(VIDEOS / "odd"), "--out", "odd.json", "--num-clips", "2"]) == 1
@@ -87,6 +87,11 @@ def use(has_attention, capsys):
 
     for kind, name in {"onnx": "model.onnx", "torch-export": "model.pt2"}.items():
         assert main(["export", "best", "--format", kind, "--out", name]) == 0
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def join(records, target):
