@@ -96,6 +96,11 @@ class Dashboard(Callback):
         self._log_worst(trainer, "val")
         self._log_artifact(trainer)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Log the same where training was stopped by Ctrl-C: it was long enough, perhaps."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == "fit" and trainer.global_step > 0:
+            self.on_fit_end(trainer, pl_module)
+
     def _log(self, trainer: Trainer, task: LightningModule, split: str) -> None:
         """Log what is computed from scores, and choose the videos to show."""
         assert isinstance(task, ActionRecognition)

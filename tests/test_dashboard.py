@@ -16,6 +16,7 @@ import torch
 import yaml
 from conftest import TINY_DATA, TINY_MODEL, TINY_RUN, write_video
 from PIL import Image
+from pytorch_lightning import Callback, LightningModule, Trainer
 from wandb_file import read_artifacts, read_facts, read_run, read_tables
 
 import cnnbert
@@ -267,3 +268,22 @@ def test_the_most_are_ten(workplace, videos, monkeypatch):
     data = [*TINY_DATA, "--data.source=Folder", f"--data.source.root={many}"]
     assert main(["fit", *TINY_MODEL, *data, *TINY_RUN, *WANDB]) == 0
     assert len(last(run_file(workplace, "fit"), "val/worst_videos")) == 10
+
+
+class Stop(Callback):
+    """Stops the training at its second epoch, as Ctrl-C does."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+
+def test_a_training_that_is_stopped_is_logged_too(workplace, videos):
+    options = [*TINY_MODEL, *TINY_DATA, "--data.source=Folder", f"--data.source.root={videos}", *TINY_RUN, *WANDB]
+    with pytest.raises(SystemExit):
+        main(["fit", *options, "--trainer.max_epochs=3", "--trainer.callbacks+=test_dashboard.Stop"])
+    path = run_file(workplace, "fit")
+    assert len(last(path, "val/worst_videos")) == 6
+    ((name, files),) = read_artifacts(path, "model")
+    assert name.startswith("run-fit-")
+    assert sorted(files) == ["best.ckpt", "config.yaml"]
