@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +18,8 @@ from torch.nn import functional as F
 
 from cnnbert.data.encoding import Encoding, encode_frames
 from cnnbert.explanation import Explanation, frames_of_step
+from cnnbert.outputs import printable
+from cnnbert.pages import data_uri, fill
 
 BLUE, GREY = "#0072b2", "#9aa0a6"
 MOST_STEPS = 8
@@ -167,72 +167,25 @@ def page(explained: Explained) -> str:
     """Return a page of HTML that needs nothing else: the picture, the video, and the numbers."""
     with tempfile.TemporaryDirectory() as folder:
         write_video(explained, Path(folder, "clip.mp4"))
-        video = base64.b64encode(Path(folder, "clip.mp4").read_bytes()).decode()
-    picture = base64.b64encode(draw_picture(explained)).decode()
-    name = html.escape(_plain(Path(explained.path).name))
-    classes = "\n".join(
-        f'<tr><td>{html.escape(label)}<td class="bar"><i style="width:{100 * score:.1f}%"></i><td>{100 * score:.1f} %'
-        for label, score in explained.classes.items()
-    )
-    rows = []
+        video = data_uri(Path(folder, "clip.mp4").read_bytes(), "video/mp4")
     moments = explained.explanation.moments
+    highest = max(float(moments.max()), 1e-6)
+    rows = []
     for step, value in enumerate(moments.tolist()):
         part = explained.seconds[frames_of_step(step, explained.temporal_stride)]
-        share = 100 * max(value, 0) / max(float(moments.max()), 1e-6)
-        rows.append(
-            f"<tr><td>{part[0]:.2f} to {part[-1] + 1 / explained.fps:.2f} s"
-            f'<td class="bar"><i style="width:{share:.1f}%"></i><td>{explained.told(value)}'
-        )
-    return PAGE.format(
-        name=name,
-        path=html.escape(_plain(explained.path)),
-        target=html.escape(explained.target),
-        measure=html.escape(explained.measure),
+        when = f"{part[0]:.2f} to {part[-1] + 1 / explained.fps:.2f} s"
+        rows.append((when, 100 * max(value, 0) / highest, explained.told(value)))
+    return fill(
+        "explanation.html",
+        name=printable(Path(explained.path).name),
+        path=printable(explained.path),
+        target=explained.target,
+        measure=explained.measure,
         video=video,
-        picture=picture,
-        classes=classes,
-        moments="\n".join(rows),
+        picture=data_uri(draw_picture(explained), "image/png"),
+        classes=[(label, 100 * score, f"{100 * score:.1f} %") for label, score in explained.classes.items()],
+        moments=rows,
     )
-
-
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name}</title>
-<style>
-:root {{ color-scheme: light dark; --bar: #0072b2; --line: #8884; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }}
-h1 {{ font-size: 1.3rem; margin: 0; overflow-wrap: anywhere; }}
-h2 {{ font-size: 1rem; margin: 1.5rem 0 .4rem; }}
-p {{ margin: .2rem 0; overflow-wrap: anywhere; }}
-video, img {{ display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; }}
-video {{ width: 36rem; }}
-table {{ border-collapse: collapse; width: 100%; max-width: 36rem; }}
-td {{ padding: .15rem .5rem .15rem 0; border-top: 1px solid var(--line); overflow-wrap: anywhere; }}
-td.bar {{ width: 40%; }}
-td.bar i {{ display: block; height: .7rem; background: var(--bar); border-radius: 2px; }}
-td:last-child {{ text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }}
-</style>
-<h1>{name}</h1>
-<p>{path}</p>
-<h2>What it is</h2>
-<table>
-{classes}
-</table>
-<h2>Where and when “{target}” was seen</h2>
-<p>Left the part of the picture that the network saw, right what in it speaks for the class, in warm colours (Grad-CAM);
-below: {measure}.</p>
-<video src="data:video/mp4;base64,{video}" autoplay loop muted playsinline controls></video>
-<h2>The moments</h2>
-<table>
-{moments}
-</table>
-<h2>In a picture</h2>
-<img src="data:image/png;base64,{picture}"
-alt="Frames, what speaks for the class in them, and how much each moment counts">
-</html>
-"""
 
 
 def _middle(explained: Explained, step: int) -> int:
@@ -255,4 +208,4 @@ def _fitted(
 
 def _plain(words: str) -> str:
     """Return words that can be drawn: bytes that are no UTF-8 as such, and no formulas."""
-    return words.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
+    return printable(words).replace("$", r"\$")

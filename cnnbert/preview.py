@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from cnnbert.data.encoding import Encoding, encode_frames
 from cnnbert.errors import InputError
 from cnnbert.loading import build_data
 from cnnbert.outputs import new_file, printable, whole_file, write_whole
+from cnnbert.pages import data_uri, fill
 
 SIDE = 112
 """Frames are drawn at least so large, in pixels."""
@@ -144,16 +143,12 @@ def _spread(clip: Tensor) -> list[np.ndarray]:
 
 def _page(shown: Sequence[Shown], facts: str, stride: int) -> str:
     """Return a page in which the clips play, slowly enough to be looked at, and which needs nothing else."""
-    figures = []
+    clips = []
     for one in shown:
-        name = f"<b>{html.escape(printable(one.label))}</b><span>{html.escape(printable(Path(one.path).name))}</span>"
-        if one.clip is None:
-            picture = f'<p class="failed">cannot be read: {html.escape(one.failure)}</p>'
-        else:
-            video = base64.b64encode(_encoded(one.clip, 25 / stride)).decode()
-            picture = f'<video src="data:video/mp4;base64,{video}" autoplay loop muted playsinline controls></video>'
-        figures.append(f"<figure>{picture}<figcaption>{name}</figcaption></figure>")
-    return PAGE.format(facts=html.escape(facts), figures="\n".join(figures))
+        video = "" if one.clip is None else data_uri(_encoded(one.clip, 25 / stride), "video/mp4")
+        names = {"label": printable(one.label), "name": printable(Path(one.path).name)}
+        clips.append({**names, "video": video, "failure": one.failure})
+    return fill("preview.html", facts=facts, clips=clips)
 
 
 def _encoded(clip: Tensor, fps: float) -> bytes:
@@ -164,27 +159,3 @@ def _encoded(clip: Tensor, fps: float) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         encode_frames(Path(folder, "clip.mp4"), list(frames), fps, Encoding(crf=20))
         return Path(folder, "clip.mp4").read_bytes()
-
-
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Clips as the network sees them</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 75rem; }}
-h1 {{ font-size: 1.3rem; margin: 0; }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 1rem; margin-top: 1rem; }}
-figure {{ margin: 0; overflow-wrap: anywhere; }}
-video {{ width: 100%; display: block; border-radius: 4px; }}
-figcaption span {{ display: block; font-size: .8rem; opacity: .7; }}
-.failed {{ color: #b00020; }}
-</style>
-<h1>Clips as the network sees them</h1>
-<p>{facts}</p>
-<main>
-{figures}
-</main>
-</html>
-"""

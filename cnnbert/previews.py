@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import tempfile
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from cnnbert.data.encoding import Encoding, encode_frames
 from cnnbert.data.readers import PyAVReader, VideoReader
 from cnnbert.data.records import VideoRecord
 from cnnbert.errors import VideoReadError
+from cnnbert.pages import data_uri
 
 SECONDS, MOST_FPS, SHORT_SIDE = 3.0, 12.0, 128
 TIMEOUT_SECONDS = 30.0
@@ -61,7 +61,7 @@ def preview(record: VideoRecord) -> str:
             write_preview(target, record, PyAVReader(read_timeout_seconds=TIMEOUT_SECONDS))
         except OSError as error:
             raise VideoReadError(record.path, f"no preview can be made of it ({error.strerror or error})") from error
-        return "data:video/mp4;base64," + base64.b64encode(target.read_bytes()).decode()
+        return data_uri(target.read_bytes(), "video/mp4")
 
 
 def _small(height: int, width: int) -> list[int]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cnnbert import comparison, report_numbers
 from cnnbert.callbacks import METRICS
@@ -20,6 +19,7 @@ from cnnbert.data.protocols import CountFailed
 from cnnbert.data.records import VideoRecord
 from cnnbert.errors import InputError, VideoReadError
 from cnnbert.outputs import new_file, write_whole
+from cnnbert.pages import fill
 from cnnbert.predictions import Predictions, read_predictions
 from cnnbert.previews import preview
 
@@ -188,7 +188,8 @@ def page(run: Run, other: Run | None = None, num_previews: int = LISTED) -> str:
         "data": data,
         "lists": data["lists"],
     }
-    return _environment().get_template("report.html").render(context)
+    filters = {"percent": _percent, "points": _points, "sort_key": _sort_key}
+    return fill("report.html", filters, **context)
 
 
 def shown(text: str) -> str:
@@ -203,13 +204,6 @@ def shown(text: str) -> str:
         else:
             seen.append(letter)
     return "".join(seen)
-
-
-def _environment() -> Environment:
-    loader = FileSystemLoader(Path(__file__).parent / "page")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"percent": _percent, "points": _points, "sort_key": _sort_key}
-    return environment
 
 
 def _percent(share: float) -> str:
