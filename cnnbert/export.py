@@ -112,15 +112,15 @@ def export_model(model: ActionRecognition, target: Path, format: Format) -> floa
     Raises:
         InputError: The network cannot be exported, its file gives other scores, or it cannot be written; nothing is.
     """
-    scorer = Scorer(model).requires_grad_(False)
-    clips = random_clips(model, max(BATCH_SIZES))
-    expected = [scorer(clips[:number]) for number in BATCH_SIZES]
+    scorer, clips = Scorer(model), random_clips(model, max(BATCH_SIZES))
+    with torch.no_grad():
+        expected = [scorer(clips[:number]) for number in BATCH_SIZES]
     with whole_file(target) as part:
         try:
             with _quiet():
                 content = _content(scorer, clips[:2], metadata(model), format)
             part.write_bytes(content)
-            with _quiet():
+            with _quiet(), torch.no_grad():
                 run = open_exported(part, format)
                 found = [run(clips[:number]) for number in BATCH_SIZES]
         except OSError:
