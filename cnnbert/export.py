@@ -102,7 +102,8 @@ def export_model(model: ActionRecognition, target: Path, format: Format) -> floa
     """Write a model's network into a file and run the file.
 
     Args:
-        model: A model with `data`, as `cnnbert.load` gives it: in evaluation mode, on the CPU, in float32.
+        model: A model with `data`, as `cnnbert.load` gives it: in evaluation mode, on the CPU, in float32. Its
+            parameters take no gradients afterwards.
         target: The file, in a folder that exists; replaced if it is there.
         format: What kind of file.
 
@@ -112,7 +113,7 @@ def export_model(model: ActionRecognition, target: Path, format: Format) -> floa
     Raises:
         InputError: The network cannot be exported, its file gives other scores, or it cannot be written; nothing is.
     """
-    scorer = Scorer(model).requires_grad_(False)
+    scorer = Scorer(model).requires_grad_(False)  # so that what the file gives needs no gradient
     clips = random_clips(model, max(BATCH_SIZES))
     expected = [scorer(clips[:number]) for number in BATCH_SIZES]
     with whole_file(target) as part:
