@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import TINY_DATA, TINY_MODEL, TINY_RUN, write_video
-from exported import Patches, check_file, small_model
+from exported import Patches, check_file, settle, small_model
 from torch import Tensor
 
 import cnnbert
@@ -292,6 +292,7 @@ def test_every_config_made_small(config: str, tmp_path: Path) -> None:
     sizes = [f"model.backbone.depth={depth}", "model.backbone.width=32", "data.frame_size=32", "data.resize=32"]
     model = cnnbert.build(config, ["run", "walk", "jump"], sizes)
     model.data = build_data(config, sizes)
+    settle(model)
     check_file(model, tmp_path, "onnx")
     check_file(model, tmp_path, "torch-export")
 
@@ -299,6 +300,7 @@ def test_every_config_made_small(config: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["resnext_bert.yaml", "r2plus1d_bert.yaml"])
 def test_the_papers_networks(config: str, tmp_path: Path) -> None:
+    """Not settled: rounding then grows over 101 random layers until float32 itself is off by nearly 1e-4."""
     torch.manual_seed(0)
     model = cnnbert.build(config, [f"class {number}" for number in range(13)])
     model.data = build_data(config)

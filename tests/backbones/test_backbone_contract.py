@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from exported import check_file, small_model, with_formats
+from exported import check_file, settle, small_model, with_formats
 from torch import Tensor, nn
 
 import cnnbert.backbones
@@ -192,4 +192,5 @@ def test_export_with_any_batch_size(cls: type[Backbone], arguments: dict) -> Non
 def test_exported_files_take_any_batch_size(cls: type[Backbone], arguments: dict, kind: Format, tmp_path: Path) -> None:
     backbone = build(cls, arguments)
     model = small_model(backbone, BERTHead, 2 * backbone.temporal_stride, backbone.spatial_stride)
+    settle(model)
     check_file(model, tmp_path, kind)

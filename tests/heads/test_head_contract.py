@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from exported import Patches, check_file, small_model, with_formats
+from exported import Patches, check_file, settle, small_model, with_formats
 from torch import Tensor, nn
 
 import cnnbert.heads
@@ -252,6 +252,7 @@ def test_exported_files_take_any_batch_size(cls: type[Head], arguments: dict, ki
     torch.manual_seed(0)
     model = small_model(Patches(CHANNELS), partial(cls, **arguments), clip_length=16, frame_size=16)
     departed(model.head)
+    settle(model)
     check_file(model, tmp_path, kind)
 
 
