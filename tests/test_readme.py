@@ -149,17 +149,18 @@ def test_import_checkpoint(workplace):
     assert cnnbert.load("model.ckpt").class_names == ["class 0", "class 1", "class 2"]
 
 
-def test_export(workplace, videos, capsys):
+def test_export(workplace, videos, capsys, monkeypatch):
     source = ["--data=data/folder.yaml", f"--data.source.root={videos}", "--trainer.logger=false"]
     assert main(["fit", *source, *TINY_MODEL, *TINY_DATA, *TINY_RUN]) == 0
     assert main(command("export")) == 0
     (options,) = re.findall(r"`(--format torch-export[^`]*)`", README)
     assert main(["export", "best", *shlex.split(options)]) == 0
     (example,) = re.findall(r"`python (docs/\S+ [^`]*)`", README)
-    script, network, video = shlex.split(example)
-    shutil.copy(videos / "test" / "red" / "1.mp4", video)
+    script, *arguments = shlex.split(example)
+    shutil.copy(videos / "test" / "red" / "1.mp4", arguments[1])
     capsys.readouterr()
-    run_path(str(ROOT / script), run_name="example")["main"](network, video)
+    monkeypatch.setattr("sys.argv", [script, *arguments])
+    run_path(str(ROOT / script))
     assert {line.split()[1] for line in capsys.readouterr().out.splitlines()} == {"blue", "green", "red"}
 
 

@@ -193,4 +193,4 @@ def test_exported_files_take_any_batch_size(cls: type[Backbone], arguments: dict
     backbone = build(cls, arguments)
     model = small_model(backbone, BERTHead, 2 * backbone.temporal_stride, backbone.spatial_stride)
     settle(model)
-    check_file(model, tmp_path, kind)
+    check_file(model, tmp_path, kind, tolerance=1e-4)  # many layers of random weights enlarge what is rounded
