@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cnnbert.data.encoding import Encoding, encode
+from cnnbert.errors import InputError
 
 LARGEST_SIDE = 4320
 """Longer short sides than any video's: the copy is as large as the original."""
@@ -24,13 +25,16 @@ def annotate(source: str, target: Path, caption: Callable[[int], str]) -> None:
 
     Raises:
         VideoReadError: The video cannot be read without damage.
-        OSError: The copy cannot be written.
+        InputError: The copy cannot be written.
     """
 
     def draw(number: int, pixels: np.ndarray) -> np.ndarray:
         return with_caption(pixels, caption(number))
 
-    encode(source, {target: slice(None)}, Encoding(LARGEST_SIDE, crf=23, preset="veryfast"), draw=draw)
+    try:
+        encode(source, {target: slice(None)}, Encoding(LARGEST_SIDE, crf=23, preset="veryfast"), draw=draw)
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
 def with_caption(pixels: np.ndarray, words: str) -> np.ndarray:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +12,12 @@ from tqdm import tqdm
 
 from cnnbert.annotate import annotate as write_annotated
 from cnnbert.data.records import VideoRecord
-from cnnbert.data.sources import videos_below
 from cnnbert.errors import InputError, VideoReadError
 from cnnbert.inference import ranked, video_scores, views_of
 from cnnbert.loading import load
 from cnnbert.machine import best_device
-from cnnbert.outputs import new_file, printable, write_whole
+from cnnbert.outputs import printable, write_whole
+from cnnbert.video_files import list_videos, new_files, new_table
 
 Found = dict[str, float] | VideoReadError
 
@@ -58,13 +56,13 @@ def classify(
     if top_k < 1:
         raise InputError(f"top_k={top_k} must be at least 1; try 5")
     views = views_of(num_clips, num_crops)
-    table = None if out is None else _table(out, force)
+    table = None if out is None else new_table(out, force)
+    paths = list_videos(videos)
+    folder = Path() if table is None else table.parent
+    copies = new_files(folder, paths, ".labelled.mp4", force) if annotate else {}
     model = load(checkpoint)
     model.to(best_device())
-    paths = list_videos(videos)
     records = [VideoRecord(path) for path in paths]
-    folder = Path() if table is None else table.parent
-    copies = targets_in(folder, paths, ".labelled.mp4", force) if annotate else {}
     found: dict[str, Found] = {}
     try:
         with tqdm(total=len(records), desc="classify", unit="video", disable=None, dynamic_ncols=True) as bar:
@@ -79,55 +77,12 @@ def classify(
     finally:  # also of what was classified before a full disk, or Ctrl-C
         ordered = {record.path: found[record.path] for record in records if record.path in found}
         if table is not None and ordered:
-            write_whole(table, (_json if table.suffix == ".json" else _csv)(ordered))
+            write_whole(table, (_json if table.suffix.lower() == ".json" else _csv)(ordered))
             print(f"\n{table}: {len(ordered)} of {len(records)} videos", flush=True)
     failed = sum(isinstance(got, VideoReadError) for got in found.values())
     if failed:
         print(f"{failed} of {len(found)} videos could not be read", flush=True)
     return 1 if failed else 0
-
-
-def _table(out: str, force: bool) -> Path:
-    if Path(out).suffix.lower() not in (".csv", ".json"):
-        raise InputError(f"out={out} must end in .csv or .json")
-    return new_file(out, force)
-
-
-def list_videos(given: Sequence[str]) -> list[str]:
-    """Return the videos that are meant, each once: those given, and those anywhere below the folders given.
-
-    Raises:
-        InputError: One does not exist, or a folder holds no video.
-    """
-    paths: list[str] = []
-    for name in given:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            below = [str(video) for video in videos_below(path)]
-            if not below:
-                raise InputError(f"there is no video in the folder {path}")
-            paths += below
-        elif path.exists():
-            paths.append(str(path))
-        else:
-            raise InputError(f"{path} does not exist; give videos, or folders of videos")
-    return list(dict.fromkeys(paths))
-
-
-def targets_in(folder: Path, videos: Sequence[str], ending: str, force: bool) -> dict[str, Path]:
-    """Return a file to write in a folder for each video: its name with another ending, and a number where names repeat.
-
-    Raises:
-        InputError: One of them cannot be written, or is there already and `force` is not given.
-    """
-    targets: dict[str, Path] = {}
-    seen: Counter[str] = Counter()
-    for video in videos:
-        stem = Path(video).stem
-        seen[stem] += 1
-        number = f"-{seen[stem]}" if seen[stem] > 1 else ""
-        targets[video] = new_file(folder / f"{stem}{number}{ending}", force)
-    return targets
 
 
 def _annotated(video: str, target: Path, classes: dict[str, float]) -> Found:
@@ -136,8 +91,6 @@ def _annotated(video: str, target: Path, classes: dict[str, float]) -> Found:
         write_annotated(video, target, lambda _: words)
     except VideoReadError as error:
         return error
-    except OSError as error:
-        raise InputError(f"{target} cannot be written: {error.strerror or error}") from error
     return classes
 
 

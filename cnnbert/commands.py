@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from cnnbert.ablate import ablate
-from cnnbert.bench import bench_data
-from cnnbert.check import check
-from cnnbert.classify import classify
-from cnnbert.clips import clips
-from cnnbert.explain import explain
-from cnnbert.export import export
-from cnnbert.features import features
-from cnnbert.folds import splits
-from cnnbert.ltm import import_checkpoint
-from cnnbert.prepare import prepare
-from cnnbert.preview import preview
-from cnnbert.report import report
-from cnnbert.scan import scan
-from cnnbert.summary import summary
-
-COMMANDS: dict[str, Callable[..., int | None]] = {
-    "ablate": ablate,
-    "bench-data": bench_data,
-    "check": check,
-    "classify": classify,
-    "clips": clips,
-    "explain": explain,
-    "export": export,
-    "features": features,
-    "import-checkpoint": import_checkpoint,
-    "prepare": prepare,
-    "preview": preview,
-    "report": report,
-    "scan": scan,
-    "splits": splits,
-    "summary": summary,
+RUN_COMMANDS = {
+    "fit": "Train a network, validating it after each epoch; keep the best and the last checkpoint.",
+    "validate": "Judge a checkpoint on the validation videos.",
+    "test": "Judge a checkpoint on the test videos, by as many views of each as asked for.",
+    "predict": "Label any videos with a checkpoint and write the score of every class.",
 }
-"""The functions by the names of their commands; what they return is the exit status, None for 0."""
+"""Lightning's commands, and what their help says first."""
+
+COMMANDS = {
+    "ablate": "cnnbert.ablate:ablate",
+    "bench-data": "cnnbert.bench:bench_data",
+    "check": "cnnbert.check:check",
+    "classify": "cnnbert.classify:classify",
+    "clips": "cnnbert.clips:clips",
+    "explain": "cnnbert.explain:explain",
+    "export": "cnnbert.export:export",
+    "features": "cnnbert.features:features",
+    "import-checkpoint": "cnnbert.ltm:import_checkpoint",
+    "prepare": "cnnbert.prepare:prepare",
+    "preview": "cnnbert.preview:preview",
+    "report": "cnnbert.report:report",
+    "scan": "cnnbert.scan:scan",
+    "splits": "cnnbert.folds:splits",
+    "summary": "cnnbert.summary:summary",
+}
+"""The modules and functions of the commands by their names: imported when called, as they need seconds for it."""
 
 BOOLEANS = ("true", "false")
 
@@ -58,13 +54,29 @@ class ParagraphFormatter(DefaultHelpFormatter):
         )
 
 
+def find_command(name: str) -> Callable[..., int | None]:
+    """Return the function of a command; what it returns is the exit status, None for 0."""
+    module, _, function = COMMANDS[name].partition(":")
+    return getattr(import_module(module), function)
+
+
+def first_sentence(name: str) -> str:
+    """Return what a command's docstring says first, read without importing its module."""
+    module, _, function = COMMANDS[name].partition(":")
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None
+    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    (found,) = (node for node in body if isinstance(node, ast.FunctionDef) and node.name == function)
+    return (ast.get_docstring(found) or "").partition("\n\n")[0]
+
+
 def run_command(name: str, args: list[str]) -> int:
     """Run a command with its arguments, the words after its name, and return its exit status; `--a-name` is `--a_name`.
 
     The first parameter may be None by default and still be given without its name; the last positional one may be a
     `tuple[str, ...]`, which takes all free words that are left; a `bool` needs no value: `--name`.
     """
-    function = COMMANDS[name]
+    function = find_command(name)
     description = (inspect.getdoc(function) or "").partition("Args:")[0]
     parser = ArgumentParser(prog=f"cnnbert {name}", description=description, formatter_class=ParagraphFormatter)
     parameters = inspect.signature(function).parameters

@@ -7,7 +7,7 @@ from pathlib import Path
 from cnnbert.data.samplers import CenterClip
 from cnnbert.data.transforms import EvalTransform
 from cnnbert.errors import InputError
-from cnnbert.explanation import explain_clip
+from cnnbert.explanation import explain_clip, frames_of_step
 from cnnbert.explanation_picture import Explained, draw_picture, page, write_video
 from cnnbert.inference import ranked
 from cnnbert.loading import load
@@ -31,10 +31,10 @@ def explain(
 ) -> None:
     """Show which moments and which places of a video a model's answer rests on.
 
-    The moments: what BERT's class token attends to, in all and for each attention head. Of heads without attention over
-    time, how much the probability falls when a moment is hidden. The places: Grad-CAM on the backbone's features, which
-    is the paper's localisation in space in its weak form. All of it is of one clip, as long as those that the model was
-    trained on.
+    The moments: what BERT's class token attends to, in all and for each attention head. Of heads without attention
+    over time, how much the log-odds of the class, log(p / (1 - p)), fall when a moment is hidden. The places: Grad-
+    CAM on the backbone's features, which is the paper's localisation in space in its weak form. All of it is of one
+    clip, as long as those that the model was trained on.
 
     Args:
         checkpoint: What cnnbert fit wrote, such as runs/.../checkpoints/best.ckpt; or best or last, the newest such
@@ -62,8 +62,8 @@ def explain(
     print(f"  {explained.title(5)}")
     print(f"  {explained.measure}:")
     for step, value in enumerate(explained.explanation.moments.tolist()):
-        part = explained.seconds[step * explained.temporal_stride : (step + 1) * explained.temporal_stride]
-        print(f"    from {part[0]:6.2f} s  {explained.told(value)}")
+        first = explained.seconds[frames_of_step(step, explained.temporal_stride)][0]
+        print(f"    from {first:6.2f} s  {explained.told(value)}")
     print("\n".join(printable(str(target)) for target in targets), flush=True)
 
 
@@ -83,8 +83,6 @@ def explain_video(
         VideoReadError: The video cannot be read.
     """
     data = model.data
-    if data is None:
-        raise InputError("the model does not know which clips it was trained on; take one that cnnbert.load made")
     with data.reader.open(video) as opened:
         indices = CenterClip(data.clip_length, data.stride)(opened.num_frames, opened.fps)[0]
         if start_seconds is not None:
@@ -101,13 +99,12 @@ def explain_video(
     model.eval()
     target = None if label is None else model.class_names.index(label)
     explanation = explain_clip(model, clip, target)
-    stride = int(indices[1] - indices[0]) if len(indices) > 1 else 1
     return Explained(
         path=video,
         classes=ranked(model, explanation.probabilities, 5),
         target=model.class_names[explanation.target],
         seconds=[float(index) / fps for index in indices],
-        fps=fps / max(stride, 1),
+        fps=fps / data.stride,
         frames=shown,
         temporal_stride=model.backbone.temporal_stride,
         explanation=explanation,

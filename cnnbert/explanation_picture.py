@@ -108,7 +108,7 @@ def draw_picture(explained: Explained) -> bytes:
     bars.bar(range(num_steps), moments, width=0.92, color=BLUE)
     bars.set_xlim(-0.5, num_steps - 0.5)
     bars.set_ylim(min(0.0, 1.1 * float(moments.min())), max(1.15 * float(moments.max()), 1e-3))
-    bars.set_title(explained.measure, fontsize=8, color="0.3", loc="left")
+    bars.set_title(explained.measure, fontsize=8, color="0.3", loc="left", parse_math=False)
     if attention is not None:
         bars.axhline(1 / num_steps, color=GREY, linewidth=0.8, linestyle=":")
         bars.text(num_steps - 0.5, 1 / num_steps, " even", fontsize=7, color="0.4", va="center", clip_on=False)
@@ -126,7 +126,8 @@ def draw_picture(explained: Explained) -> bytes:
         heads.set_yticks(range(len(attention)), [str(number + 1) for number in range(len(attention))], fontsize=6)
         heads.set_xticks([])
         heads.spines[:].set_visible(False)
-    figure.suptitle(_plain(f"{Path(explained.path).name}\n{explained.title()}"), fontsize=10)
+    title = printable(f"{Path(explained.path).name}\n{explained.title()}")
+    figure.suptitle(title, fontsize=10, parse_math=False)  # a $ in a name is a $
     written = io.BytesIO()
     figure.savefig(written, format="png")
     return written.getvalue()
@@ -148,7 +149,7 @@ def write_video(explained: Explained, target: Path) -> None:
     for number, (frame, overlay) in enumerate(zip(frames, explained.overlays(), strict=True)):
         canvas = Image.new("RGB", (canvas_width, (line + height + strip + 1) // 2 * 2), "white")
         draw = ImageDraw.Draw(canvas)
-        draw.text((6, 4), _fitted(draw, _plain(explained.title()), font, canvas_width - 12), fill="black", font=font)
+        draw.text((6, 4), _fitted(draw, explained.title(), font, canvas_width - 12), fill="black", font=font)
         canvas.paste(Image.fromarray(frame), (0, line))
         canvas.paste(Image.fromarray(overlay), (width, line))
         bottom = line + height + strip - 6
@@ -204,8 +205,3 @@ def _fitted(
     while words and draw.textlength(words + "…", font=font) > width:
         words = words[:-1]
     return words + "…"
-
-
-def _plain(words: str) -> str:
-    """Return words that can be drawn: bytes that are no UTF-8 as such, and no formulas."""
-    return printable(words).replace("$", r"\$")

@@ -143,7 +143,6 @@ def export_model(model: ActionRecognition, target: Path, format: Format) -> floa
 def metadata(model: ActionRecognition) -> dict[str, Any]:
     """Return what a user of the file must know to make clips and to read the scores."""
     data = model.data
-    assert data is not None
     return {
         "class_names": model.class_names,
         "clip_length": model.clip_length,
@@ -173,7 +172,6 @@ def random_clips(model: ActionRecognition, number: int) -> Tensor:
 
     Noise of single pixels would look alike in all clips once convolved, and patches do not.
     """
-    assert model.data is not None
     frames = (number, model.backbone.in_channels, model.clip_length)
     patches = torch.randint(256, (*frames, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     places = torch.arange(model.data.frame_size) * 4 // model.data.frame_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Literal
 
 import torch
@@ -40,15 +41,13 @@ def video_scores(
     Raises:
         InputError: The model does not know which clips it was trained on.
     """
-    if model.data is None:
-        raise InputError("the model does not know which clips it was trained on; take one that cnnbert.load made")
-    data, device = model.data, model.device
+    data, device = copy(model.data), model.device
     precision = best_precision(device)
     if prefers_channels_last(device, precision):
         model.lay_out_channels_last()
     model.eval()
     data.test_protocol = views
-    data.datasets["predict"] = data.dataset("predict", records)
+    data.datasets = {"predict": data.dataset("predict", records)}
     data.num_workers = num_workers if num_workers is not None or len(records) > 1 else 0
     for batch in data.predict_dataloader():
         for failure in batch["failures"]:

@@ -12,15 +12,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cnnbert.annotate import annotate as write_annotated
-from cnnbert.classify import list_videos, targets_in
 from cnnbert.data.sources import CSVManifest
 from cnnbert.errors import InputError, VideoReadError
 from cnnbert.loading import load
 from cnnbert.localization import Segment, mean_average_precisions
 from cnnbert.machine import best_device
-from cnnbert.outputs import new_file, printable, whole_file, write_whole
+from cnnbert.outputs import printable, whole_file, write_whole
 from cnnbert.scanning import Scores, scan_video, segments
 from cnnbert.timeline import draw_timeline
+from cnnbert.video_files import list_videos, new_files, new_table
 
 COLUMNS = ("path", "start_seconds", "end_seconds", "label", "score")
 
@@ -72,13 +72,11 @@ def scan(
             raise InputError(f"{name}={value:g} must not be negative")
     if hop_seconds is not None and not hop_seconds > 0:
         raise InputError(f"hop_seconds={hop_seconds:g} must be above 0")
-    if out is not None and Path(out).suffix.lower() not in (".csv", ".json"):
-        raise InputError(f"out={out} must end in .csv or .json")
-    table = None if out is None else new_file(out, force)
+    table = None if out is None else new_table(out, force)
     paths = list_videos(videos)
     folder = Path() if table is None else table.parent
-    pictures = targets_in(folder, paths, ".timeline.png", force) if timeline else {}
-    copies = targets_in(folder, paths, ".scanned.mp4", force) if annotate else {}
+    pictures = new_files(folder, paths, ".timeline.png", force) if timeline else {}
+    copies = new_files(folder, paths, ".scanned.mp4", force) if annotate else {}
     model = load(checkpoint)
     true = [] if truth is None else _truth(truth, paths, model.class_names)
     unknown = sorted(set(background) - set(model.class_names))
@@ -97,7 +95,6 @@ def scan(
                         bar.update(done - bar.n)
 
                     scores = scan_video(model, path, hop_seconds, show)
-                assert model.data is not None
                 window = model.data.clip_length * model.data.stride * scores.num_seconds / scores.num_frames
                 scores = scores.smoothed(window if smooth_seconds is None else smooth_seconds)
                 here = segments(scores, model.class_names, model.multi_label, threshold, min_seconds, background)
@@ -150,10 +147,7 @@ def _annotate(path: str, target: Path, found: Sequence[Segment], scores: Scores)
         here = [segment for segment in found if segment.start_seconds <= moment < segment.end_seconds]
         return "\n".join(f"{segment.label}  {100 * segment.score:.0f} %" for segment in here)
 
-    try:
-        write_annotated(path, target, caption)
-    except OSError as error:
-        raise InputError(f"{target} cannot be written: {error.strerror or error}") from error
+    write_annotated(path, target, caption)
 
 
 def _told(path: str, found: Sequence[Segment], scores: Scores) -> str:

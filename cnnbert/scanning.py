@@ -78,8 +78,6 @@ def scan_video(
         VideoReadError: The video cannot be read, or not to its end.
     """
     data = model.data
-    if data is None:
-        raise InputError("the model does not know which clips it was trained on; take one that cnnbert.load made")
     if hop_seconds is not None and not hop_seconds > 0:
         raise InputError(f"hop_seconds={hop_seconds:g} must be above 0")
     model.eval()

@@ -37,10 +37,12 @@ def draw_timeline(
     edges = [number * scores.moment_seconds for number in range(len(scores.probabilities))] + [scores.num_seconds]
     for name in shown:
         values = scores.probabilities[:, class_names.index(name)].tolist()
-        top.stairs(values, edges, baseline=None, color=colours[name], linewidth=1.6, label=_plain(name))
+        top.stairs(values, edges, baseline=None, color=colours[name], linewidth=1.6, label=name)
     top.set_ylim(0, 1.02)
     top.set_ylabel("probability", fontsize=9)
-    top.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend = top.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a $ in a name is a $
     for place, segments in enumerate(rows.values()):
         for segment in segments:
             length = segment.end_seconds - segment.start_seconds
@@ -49,7 +51,8 @@ def draw_timeline(
             )
             if length > 0.012 * len(segment.label) * scores.num_seconds:
                 middle = segment.start_seconds + length / 2
-                bottom.text(middle, place, _plain(segment.label), ha="center", va="center", fontsize=7, color="white")
+                centred = {"ha": "center", "va": "center", "fontsize": 7, "color": "white", "parse_math": False}
+                bottom.text(middle, place, segment.label, **centred)
     bottom.set_yticks(range(len(rows)), rows, fontsize=9)
     bottom.set_ylim(len(rows) - 0.5, -0.5)
     bottom.set_xlim(0, scores.num_seconds)
@@ -62,7 +65,7 @@ def draw_timeline(
     bottom.spines["left"].set_visible(False)
     bottom.tick_params(axis="y", length=0)
     top.grid(axis="y", color="0.92")
-    figure.suptitle(_plain(Path(scores.path).name), fontsize=10)
+    figure.suptitle(printable(Path(scores.path).name), fontsize=10, parse_math=False)
     written = io.BytesIO()
     figure.savefig(written, format="png")
     return written.getvalue()
@@ -73,7 +76,3 @@ def _shown(scores: Scores, class_names: Sequence[str], segments: Sequence[Segmen
     named = list(dict.fromkeys(segment.label for segment in segments if segment.label in class_names))
     order = scores.probabilities.amax(0).argsort(descending=True).tolist()
     return list(dict.fromkeys([*named, *(class_names[number] for number in order)]))[: max(min(len(named), 8), 5)]
-
-
-def _plain(words: str) -> str:
-    return printable(words).replace("$", r"\$")

@@ -242,14 +242,14 @@ def test_what_was_classified_before_a_full_disk_is_kept(
 ) -> None:
     for name in "abc":
         write_video(Path(f"{name}.mp4"), (220, 30, 30))
-    write = classify.write_annotated
+    write = annotate.encode
 
-    def full(video: str, *arguments: object) -> None:
+    def full(video: str, *arguments: object, **options: object) -> None:
         if video == "b.mp4":
             raise OSError(28, "No space left on device")
-        write(video, *arguments)  # type: ignore[arg-type]
+        write(video, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(classify, "write_annotated", full)
+    monkeypatch.setattr(annotate, "encode", full)
     words = ["a.mp4", "b.mp4", "c.mp4", "--out", "x.csv", "--annotate"]
     assert main(["classify", str(checkpoint), *words]) == 1
     told = capsys.readouterr()

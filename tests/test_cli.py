@@ -345,3 +345,8 @@ def test_overview_names_every_command_and_config(args: list[str], capsys: pytest
     for name in ("fit", "validate", "test", "predict", *COMMANDS):
         assert f"\n  {name} " in told
     assert all(name in told for name in shipped_configs())
+
+
+def test_overview_needs_nothing_heavy() -> None:
+    code = "import sys; from cnnbert.cli import main; main(['--help']); assert not {'torch', 'numpy'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from cnnbert import commands
@@ -35,8 +33,9 @@ JUDGED: list[object] = []
 
 @pytest.fixture(autouse=True)
 def with_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    known: dict[str, Callable[..., int | None]] = {"judge": judge}
-    monkeypatch.setattr(commands, "COMMANDS", known)
+    monkeypatch.setattr(
+        commands, "COMMANDS", {function.__name__: f"{__name__}:{function.__name__}" for function in (judge, go)}
+    )
     JUDGED.clear()
 
 
@@ -61,8 +60,7 @@ def test_a_name_is_taken_as_it_is() -> None:
     assert JUDGED == [("m", ("[a] b, c.mp4", 'd "e".mp4'), "x.csv", False)]
 
 
-def test_no_words_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "COMMANDS", {"go": go})
+def test_no_words_at_all() -> None:
     assert commands.run_command("go", []) == 0
     assert JUDGED == [False]
 

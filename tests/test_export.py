@@ -104,7 +104,6 @@ def test_onnx(checkpoint: Path, videos: Path, workplace: Path, capfd: pytest.Cap
         (found,) = session.run(None, {"clips": clips[:batch].numpy()})
         np.testing.assert_allclose(found, scores(model, clips[:batch]), rtol=0, atol=1e-5)
 
-    assert model.data is not None
     paths = [str(path) for path in sorted(videos.rglob("test/*/1.mp4"))]
     paths.append(str(write_video(workplace / "wide.mp4", np.arange(64 * 64 * 3).reshape(64, 64, 3) % 251, 40, 64)))
     dataset = model.data.dataset("predict", [VideoRecord(path) for path in paths])

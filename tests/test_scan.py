@@ -65,7 +65,6 @@ def write_colours(path: Path, parts: Sequence[tuple[str, int]], fps: float = 10)
 
 def clips_by_hand(model: ActionRecognition, path: Path, hop: int) -> Tensor:
     """Return the probabilities of every window, each read by itself."""
-    assert model.data is not None
     length, stride = model.data.clip_length, model.data.stride
     with PyAVReader().open(str(path)) as video:
         frames = video.frames(range(video.num_frames))
@@ -295,7 +294,7 @@ def test_mistakes(
 
 def test_a_model_that_was_only_built(tmp_path: Path) -> None:
     model = colour_model()
-    model.data = None
+    model._data = None
     with pytest.raises(InputError, match=r"take one that cnnbert\.load made"):
         scan_video(model, "x.mp4")
 

@@ -60,12 +60,9 @@ class ActionRecognition(LightningModule):
         multi_label: Whether a video may have several classes or none: each has a probability of its own (sigmoid), and
             the loss is binary cross-entropy. On the command line `data.label_separator` says so.
         memory_format: Layout of the convolutions' tensors; `auto` takes the faster one for the machine.
-
-    Attributes:
-        data: Makes clips of any videos as the model was trained on; None unless `cnnbert.load` made the model.
     """
 
-    data: VideoDataModule | None = None
+    _data: VideoDataModule | None = None
 
     def __init__(
         self,
@@ -165,6 +162,21 @@ class ActionRecognition(LightningModule):
         if isinstance(found, VideoReadError):
             raise found
         return ranked(self, found, top_k)
+
+    @property
+    def data(self) -> VideoDataModule:
+        """Makes clips of any videos as the model was trained on.
+
+        Raises:
+            InputError: `cnnbert.load` did not make the model.
+        """
+        if self._data is None:
+            raise InputError("the model does not know which clips it was trained on; take one that cnnbert.load made")
+        return self._data
+
+    @data.setter
+    def data(self, data: VideoDataModule) -> None:
+        self._data = data
 
     def train(self, mode: bool = True) -> ActionRecognition:
         """Switch to training or evaluation; a frozen backbone stays in evaluation."""

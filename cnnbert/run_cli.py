@@ -1,0 +1,171 @@
+"""Lightning's command line as it is here: fit, validate, test and predict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+import cnnbert.backbones
+import cnnbert.data.benchmarks
+import cnnbert.data.lists
+import cnnbert.heads  # noqa: F401  (makes the classes known by their short names)
+from cnnbert.callbacks import BestCheckpoint, PredictionsFile, RunReport, SaveRunConfig, VideosFile
+from cnnbert.commands import RUN_COMMANDS
+from cnnbert.dashboard import Dashboard
+from cnnbert.data.datamodule import VideoDataModule
+from cnnbert.data_wait import DataWait
+from cnnbert.errors import InputError
+from cnnbert.loggers import complete_loggers, logger_folder, usual_logger
+from cnnbert.machine import best_device, best_precision
+from cnnbert.runs import (
+    CHECKPOINTS,
+    checkpoint_settings,
+    find_checkpoint,
+    new_run_folder,
+    read_checkpoint,
+    run_name,
+)
+from cnnbert.shipped import find_config
+from cnnbert.speed import Speed
+from cnnbert.tasks.recognition import ActionRecognition
+
+CONFIG_OPTIONS = ("--config", "-c", "--data", "--model", "--trainer")
+
+
+class RunCLI(LightningCLI):
+    """Lightning's command line, with a folder for every run and settings that come out of the checkpoint."""
+
+    folder: Path
+    loggers: list[Namespace]
+    report: RunReport
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            ActionRecognition,
+            VideoDataModule,
+            save_config_callback=SaveRunConfig,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "cnnbert", **{name: {"description": told} for name, told in RUN_COMMANDS.items()}},
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Leave out what our own report replaces."""
+        commands = LightningCLI.subcommands()
+        return {name: skip | {"verbose", "return_predictions"} for name, skip in commands.items()}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let the data tell the model its classes, its clip length and whether a video may have several classes."""
+        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+        parser.link_arguments("data.clip_length", "model.clip_length")
+        parser.link_arguments("data.label_separator", "model.multi_label", lambda separator: separator is not None)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the options; those that a checkpoint brings come first, so that any other wins over them."""
+        assert isinstance(args, list)
+        args = [*args]
+        config = _option(args, CONFIG_OPTIONS[:2])
+        self.name = None if config is None else Path(config).stem
+        self.root = Path(_option(args, ("--trainer.default_root_dir",)) or "runs")
+        self.resumed: Path | None = None
+        _replace(args, CONFIG_OPTIONS, lambda name: str(find_config(name)) if name.endswith(".yaml") else name)
+        wanted = _option(args, ("--ckpt_path",))
+        if wanted is not None:
+            checkpoint = find_checkpoint(wanted, self.root, self.name)
+            _replace(args, ("--ckpt_path",), lambda _: str(checkpoint))
+            known_state = read_checkpoint(checkpoint)
+            if "fit" in args and "optimizer_states" not in known_state:
+                raise InputError(
+                    f"{checkpoint} holds a model and no training to go on with; "
+                    f"a new training starts from its backbone with --model.backbone.weights {checkpoint}"
+                )
+            settings = checkpoint_settings(known_state)
+            self.name = self.name or run_name(checkpoint)
+            known = [json.dumps(settings)]
+            run_config = checkpoint.absolute().parent.parent / "config.yaml"
+            if "fit" in args and checkpoint.name == "last.ckpt" and run_config.is_file():
+                self.resumed = run_config.parent
+                classes = {"data": {"class_names": settings["data"]["class_names"]}}
+                known = [str(run_config), json.dumps(classes)]
+            after_command = 1 + min(args.index(name) for name in self.subcommands() if name in args)
+            args[after_command:after_command] = [word for config in known for word in ("--config", config)]
+        args += logger_folder(_option(args, ("--trainer.logger",)), args)
+        self.config = parser.parse_args(args)
+        command = self.config.subcommand
+        if command != "fit" and self.config[command].ckpt_path is None:
+            raise InputError(f"{command} needs a trained model; give --ckpt_path and a file, `last` or `best`")
+
+    def _parse_ckpt_path(self) -> None:
+        """Keep Lightning from letting the checkpoint's settings win over the command line's."""
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run's folder, and what the user has left open: precision and loggers."""
+        assert self.subcommand is not None
+        self.folder = self.resumed or new_run_folder(self.root, self.name or "run", self.subcommand)
+        self.given_config = self.config.clone()
+        if self.subcommand == "fit":
+            self.given_config.fit.ckpt_path = None  # else the saved config would go on instead of training anew
+        trainer = self.config[self.subcommand].trainer
+        if trainer.precision is None:
+            trainer.precision = best_precision(best_device(trainer.accelerator))
+        if trainer.logger is None or trainer.logger is True:
+            trainer.logger = usual_logger()
+        self.loggers = complete_loggers(trainer.logger, self.folder, self.subcommand)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the callbacks that every run has."""
+        self.config = self.given_config  # what is saved can be run again, on another machine too
+        callbacks = self._get(self.config_init, "trainer")["callbacks"] or []
+        self.report = RunReport(self.folder)
+        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), self.report, DataWait(), Speed()]
+        is_logged_already = any(logger.init_args.get("log_model") for logger in self.loggers)
+        callbacks.append(Dashboard(self.folder, logs_checkpoint=not is_logged_already))
+        if self.subcommand == "fit":
+            if self.loggers and not any(isinstance(callback, LearningRateMonitor) for callback in callbacks):
+                callbacks.append(LearningRateMonitor())
+            folder = self.folder / CHECKPOINTS
+            callbacks.append(VideosFile(self.folder))
+            if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
+                last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_exception=True)
+                callbacks += [BestCheckpoint(folder, f"val/{self.model.main_metric}"), last]
+        elif self.subcommand in ("test", "predict"):
+            callbacks.append(PredictionsFile(self.folder))
+        self.save_config_kwargs = {"folder": self.folder}
+        return super().instantiate_trainer(callbacks=callbacks, default_root_dir=str(self.folder), **kwargs)
+
+    def validate(self, **kwargs: Any) -> None:
+        """Validate without Lightning's table; the report prints ours."""
+        self.trainer.validate(verbose=False, **kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Test without Lightning's table; the report prints ours."""
+        self.trainer.test(verbose=False, **kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict into the predictions file."""
+        self.trainer.predict(return_predictions=False, **kwargs)
+
+
+def _option(args: list[str], names: tuple[str, ...]) -> str | None:
+    """Return the value of the last of the options in `args`, `--name value` or `--name=value`."""
+    found: list[str] = []
+    _replace(args, names, lambda value: found.append(value) or value)  # type: ignore[func-returns-value]
+    return found[-1] if found else None
+
+
+def _replace(args: list[str], names: tuple[str, ...], change: Any) -> None:
+    """Change the values of options in place."""
+    for i, word in enumerate(args):
+        name, equals, value = word.partition("=")
+        if name in names and equals:
+            args[i] = f"{name}={change(value)}"
+        elif word in names and i + 1 < len(args):
+            args[i + 1] = change(args[i + 1])
