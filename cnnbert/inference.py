@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,12 +13,15 @@ from torch import Tensor
 from cnnbert.data.protocols import Protocol
 from cnnbert.data.records import VideoRecord
 from cnnbert.errors import InputError, VideoReadError
+from cnnbert.full_memory import full_in_use, memory_told
 from cnnbert.machine import autocast, best_precision, prefers_channels_last
 from cnnbert.tasks.metrics import average_views
 from cnnbert.tasks.recognition import ActionRecognition
 
 VIEWS = Protocol(10, 1, "probabilities")
 """What is seen of a video unless something else is asked for: ten clips spread evenly, the centre of each."""
+
+FEWER_VIEWS = "--num-clips 1, or --num-crops 1: fewer clips of each video"
 
 
 def video_scores(
@@ -54,8 +58,10 @@ def video_scores(
             yield records[failure["index"]], failure["failure"]
         if len(batch["index"]) == 0:
             continue
-        with torch.inference_mode(), autocast(device, precision):
-            logits = average_views(model.view_logits(batch["clip"].to(device)), views.average, model.multi_label)
+        clips = batch["clip"]
+        full = partial(full_in_use, model, clips.shape[0] * clips.shape[1], precision, FEWER_VIEWS)
+        with memory_told(full), torch.inference_mode(), autocast(device, precision):
+            logits = average_views(model.view_logits(clips.to(device)), views.average, model.multi_label)
         for index, row in zip(batch["index"].tolist(), model.probabilities(logits).cpu(), strict=True):
             yield records[index], row
 

@@ -16,11 +16,15 @@ import cnnbert.data.benchmarks
 import cnnbert.data.lists
 import cnnbert.heads  # noqa: F401  (makes the classes known by their short names)
 from cnnbert.callbacks import BestCheckpoint, PredictionsFile, RunReport, SaveRunConfig, VideosFile
+from cnnbert.chance_level import ChanceLevel
+from cnnbert.checkpoint_io import write_whole_checkpoints
 from cnnbert.commands import RUN_COMMANDS
 from cnnbert.dashboard import Dashboard
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data_wait import DataWait
 from cnnbert.errors import InputError
+from cnnbert.finite_numbers import FiniteNumbers
+from cnnbert.full_memory import full_in_run, memory_told
 from cnnbert.loggers import complete_loggers, logger_folder, usual_logger
 from cnnbert.machine import best_device, best_precision
 from cnnbert.runs import (
@@ -125,7 +129,9 @@ class RunCLI(LightningCLI):
         self.config = self.given_config  # what is saved can be run again, on another machine too
         callbacks = self._get(self.config_init, "trainer")["callbacks"] or []
         self.report = RunReport(self.folder)
-        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), self.report, DataWait(), Speed()]
+        # The numbers first, as what comes later asks whether a checkpoint is saved on the way out.
+        ours = [FiniteNumbers(), ChanceLevel(), self.report, DataWait(), Speed()]
+        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), *ours]
         is_logged_already = any(logger.init_args.get("log_model") for logger in self.loggers)
         callbacks.append(Dashboard(self.folder, logs_checkpoint=not is_logged_already))
         if self.subcommand == "fit":
@@ -139,7 +145,14 @@ class RunCLI(LightningCLI):
         elif self.subcommand in ("test", "predict"):
             callbacks.append(PredictionsFile(self.folder))
         self.save_config_kwargs = {"folder": self.folder}
-        return super().instantiate_trainer(callbacks=callbacks, default_root_dir=str(self.folder), **kwargs)
+        trainer = super().instantiate_trainer(callbacks=callbacks, default_root_dir=str(self.folder), **kwargs)
+        write_whole_checkpoints(trainer)
+        return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it, and say what to do where a device's memory is too small."""
+        with memory_told(lambda: full_in_run(self.trainer)):
+            super()._run_subcommand(subcommand)
 
     def validate(self, **kwargs: Any) -> None:
         """Validate without Lightning's table; the report prints ours."""
