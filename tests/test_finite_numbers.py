@@ -149,7 +149,7 @@ def test_infinite_gradients_are_normal_in_float16(tmp_path, videos):
     trainer = Trainer(max_epochs=2, plugins=[precision], callbacks=[FiniteNumbers()], **options)
     trainer.fit(task, datamodule=data)
     assert network.num_steps_done == 2 * STEPS - 1
-    assert precision.scaler.get_scale() == 2**15  # halved once
+    assert precision.scaler.get_scale() <= 2**15  # halved, at least once
     assert all(weight.isfinite().all() for weight in task.parameters())
 
 
