@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())  # else a power failure may leave the name without the content
             os.replace(part, target)
         except BaseException as error:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
             reason = _reason(error)
             if reason is None:
                 raise
