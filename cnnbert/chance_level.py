@@ -14,17 +14,18 @@ from cnnbert.tasks.recognition import ActionRecognition
 logger = logging.getLogger("cnnbert")
 
 NUM_VALIDATIONS = 5
-"""Validations after which accuracies are judged."""
+NUM_STEPS = 100
+"""Validations and steps before which nothing is said: an epoch of a few videos is but a few steps."""
 
 NUM_SHUFFLES = 1000
 """Shuffled labels that an accuracy is compared with."""
 
 CONFIDENCE = 0.99
-"""Share of them that must not be better. Of trainings that learn nothing, at most 5 of 100 pass it in five epochs."""
+"""Share of them that must not be better. Of trainings that learn nothing, at most 5 of 100 pass in five validations."""
 
 
 class ChanceLevel(Callback):
-    """Warns once where the network is no better than chance after the first five validations of a training.
+    """Warns once where the network is no better than chance after five validations and a hundred steps of training.
 
     Chance is what the same answers would get if they had nothing to do with the videos: the accuracy with the labels
     shuffled, a thousand times. A network that is better than 99 of 100 of them even once has learned something, and is
@@ -48,11 +49,12 @@ class ChanceLevel(Callback):
         accuracy, chance, bound = accuracy_by_chance(videos)
         self.accuracies.append(accuracy)
         is_at_chance = accuracy <= bound < (1 + chance) / 2
-        self.is_done = not is_at_chance or len(self.accuracies) == NUM_VALIDATIONS
-        if self.is_done and is_at_chance and trainer.is_global_zero:
-            told = f"after {NUM_VALIDATIONS} validations the network is no better than chance: at best "
-            told += f"{max(self.accuracies):.3f} of {int(videos.was_read.sum())} videos are right, and now "
-            told += f"{accuracy:.3f}, where {chance:.3f} would be with the labels shuffled"
+        is_late = len(self.accuracies) >= NUM_VALIDATIONS and trainer.global_step >= NUM_STEPS
+        self.is_done = is_late or not is_at_chance
+        if is_late and is_at_chance and trainer.is_global_zero:
+            told = f"after {trainer.global_step} steps the network is no better than chance: of "
+            told += f"{int(videos.was_read.sum())} videos at best {max(self.accuracies):.3f} were right, and now "
+            told += f"{accuracy:.3f}, where {chance:.3f} are with the labels shuffled"
             logger.warning("%s. Usual causes:\n%s", told, "\n".join(f"  {one}" for one in _causes(trainer, pl_module)))
 
 
@@ -68,7 +70,9 @@ def accuracy_by_chance(videos: ScoredVideos) -> tuple[float, float, float]:
     orders = (torch.randperm(len(labels), generator=generator) for _ in range(NUM_SHUFFLES))
     hits = torch.stack([(answers == labels[order]).double().mean() for order in orders]).sort().values
     bound = hits[int(CONFIDENCE * NUM_SHUFFLES) - 1]
-    return float((answers == labels).double().mean()), float(hits.mean()), float(bound)
+    number = videos.video_logits.shape[1]
+    chance = (answers.bincount(minlength=number) * labels.bincount(minlength=number)).sum() / len(labels) ** 2
+    return float((answers == labels).double().mean()), float(chance), float(bound)
 
 
 def _causes(trainer: Trainer, task: ActionRecognition) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,28 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Return what a checkpoint of `cnnbert fit` holds; nothing in it is executed.
 
     Raises:
-        InputError: The file is not such a checkpoint, or is damaged.
+        InputError: The file is not such a checkpoint, or is damaged; the message names others that lie beside it.
     """
-    checkpoint = read_tensors(path)
+    try:
+        checkpoint = read_tensors(path)
+        _check_sums(path)
+    except InputError as error:
+        others = sorted(str(other) for other in path.parent.glob(f"*{path.suffix}") if other != path)
+        advice = "copy it again from where it is whole" + "".join(f", or take {other}" for other in others)
+        raise InputError(f"{error}; {advice}") from error
     if not isinstance(checkpoint, dict) or "_instantiator" not in checkpoint.get("hyper_parameters", {}):
         raise InputError(f"{path} is not a checkpoint of `cnnbert fit`: it does not hold the model's settings")
     return checkpoint
+
+
+def _check_sums(path: Path) -> None:
+    """Refuse a file in which bytes have changed since it was written, as torch does not look."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        wrong = file.testzip()
+    if wrong is not None:
+        raise InputError(f"{path} is damaged: what it holds as {wrong} has changed since it was written")
 
 
 def checkpoint_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:

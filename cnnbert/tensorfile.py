@@ -11,6 +11,8 @@ import torch
 
 from cnnbert.errors import InputError
 
+ZIP_START = b"PK\x03\x04"
+
 
 def read_tensors(path: Path) -> Any:
     """Return what a file written by `torch.save` holds, on the CPU: tensors, numbers and text, in lists and dicts.
@@ -30,7 +32,17 @@ def read_tensors(path: Path) -> Any:
                 f"{path} is refused: it wants to run code ({code[1]}), and only tensors, numbers and text are read; "
                 "save its state_dict alone where you trust it"
             ) from None
-        reason = told.rpartition("WeightsUnpickler error: ")[2].split("\n")[0]
+        reason = _cut_off(path) or told.rpartition("WeightsUnpickler error: ")[2].split("\n")[0]
         if not reason or reason.isdigit():
             reason = type(error).__name__
         raise InputError(f"{path} is damaged, or not a file that torch.save wrote ({reason})") from None
+
+
+def _cut_off(path: Path) -> str:
+    """Return in words that a file lacks its end, where that can be told; else nothing."""
+    with path.open("rb") as file:
+        start = file.read(len(ZIP_START))
+    if not start:
+        return "it is empty"
+    is_cut = start == ZIP_START and not zipfile.is_zipfile(path)
+    return f"it is cut off: only its first {path.stat().st_size} bytes are there" if is_cut else ""

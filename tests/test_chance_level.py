@@ -32,7 +32,7 @@ def test_answers_that_know_nothing_are_at_chance() -> None:
     for _ in range(40):
         answers = (torch.rand(200, generator=generator) < 0.8).long().tolist()
         accuracy, chance, bound = accuracy_by_chance(scored(answers, labels))
-        assert chance == pytest.approx(0.9 * 0.8 + 0.1 * 0.2, abs=0.05)
+        assert chance == pytest.approx(0.9 * 0.8 + 0.1 * 0.2, abs=0.1)
         missed += accuracy > bound
     assert missed <= 2
 
@@ -52,7 +52,7 @@ def test_what_was_learned_shows() -> None:
     labels = [number % 101 for number in range(1010)]  # 2 % of 101 classes
     answers = [label if number < 20 else (label + 1 + number % 7) % 101 for number, label in enumerate(labels)]
     accuracy, chance, bound = accuracy_by_chance(scored(answers, labels))
-    assert 20 / 1010 == pytest.approx(accuracy) and accuracy > bound
+    assert accuracy == pytest.approx(20 / 1010) and accuracy > bound
 
 
 def test_videos_that_could_not_be_read_do_not_count() -> None:
@@ -60,21 +60,22 @@ def test_videos_that_could_not_be_read_do_not_count() -> None:
 
 
 def fit(videos: Path, *options: str) -> list[str]:
-    data = [*TINY_DATA, "--data.source=Folder", f"--data.source.root={videos}", "--data.batch_size=12"]
-    run = [*TINY_RUN, "--trainer.logger=false", "--model.optimizer=AdamW", "--data.clips_per_video=1"]
+    data = [*TINY_DATA, "--data.source=Folder", f"--data.source.root={videos}", "--data.batch_size=1"]
+    run = [*TINY_RUN, "--trainer.logger=false", "--model.optimizer=AdamW", "--trainer.precision=32-true"]
     return ["fit", *TINY_MODEL, *data, *run, *options]
 
 
-WARNING = "after 5 validations the network is no better than chance"
+WARNING = "the network is no better than chance"
 
 
 def test_a_network_that_learns_nothing_is_told_why(workplace, videos, caplog):
-    stuck = ["--model.optimizer.lr=0", "--model.freeze_backbone=true", "--trainer.max_epochs=7"]
+    stuck = ["--model.optimizer.lr=0", "--model.freeze_backbone=true", "--trainer.max_epochs=11"]
     with caplog.at_level(logging.WARNING, "cnnbert"):
         assert main(fit(videos, *stuck)) == 0
     (record,) = [record for record in caplog.records if WARNING in record.getMessage()]  # once
     told = record.getMessage()
-    assert f"{WARNING}: at best 0.333 of 6 videos are right, and now 0.333, where 0.333 would be with the labels" in told
+    was = "at best 0.333 were right, and now 0.333, where 0.333 are with the labels shuffled. Usual causes:"
+    assert told.startswith(f"after 108 steps {WARNING}: of 6 videos {was}\n")  # 9 epochs
     for cause in (
         "the backbone is frozen with random weights: give model.backbone.weights, or do not freeze it",
         "the learning rate is too high or too low (lr of model.optimizer, now 0): try a tenth and ten times",
@@ -86,14 +87,14 @@ def test_a_network_that_learns_nothing_is_told_why(workplace, videos, caplog):
 
 
 def test_a_network_that_learns_is_left_alone(workplace, videos, caplog):
-    learns = ["--model.optimizer.lr=3e-3", "--trainer.max_epochs=7", "--data.batch_size=4"]
+    learns = ["--model.optimizer.lr=3e-3", "--trainer.max_epochs=10"]
     with caplog.at_level(logging.WARNING, "cnnbert"):
         assert main(fit(videos, *learns)) == 0
     assert WARNING not in caplog.text
 
 
 def test_several_classes_a_video_are_not_judged(workplace, videos, caplog):
-    stuck = ["--model.optimizer.lr=0", "--trainer.max_epochs=5", "--data.label_separator=|"]
+    stuck = ["--model.optimizer.lr=0", "--trainer.max_epochs=9", "--data.label_separator=|"]
     with caplog.at_level(logging.WARNING, "cnnbert"):
         assert main(fit(videos, *stuck)) == 0
     assert WARNING not in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_a_loss_that_is_none_stops_the_training(workplace, videos, capsys):
     assert all(weight.isfinite().all() for one in found.values() for weight in one["state_dict"].values())
     assert found["last"]["global_step"] == STEPS  # not that of the step that went wrong
     # The printed line goes on, and the network that is well again gets to the end.
-    line = [line.strip() for line in err.splitlines() if "--ckpt_path" in line][0]
+    line = next(line.strip() for line in err.splitlines() if "--ckpt_path" in line)
     assert main([*line.split()[1:], "--model.backbone.step=999"]) == 0
     assert checkpoints(workplace)["last"]["epoch"] == 3
 
@@ -127,8 +128,8 @@ def test_all_processes_stop_together(workplace, videos, mood, step):
     """Only the second process has a loss that is none; the first one says so."""
     ddp = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=3", "--model.backbone.rank=1"]
     command = [sys.executable, "-m", "cnnbert", *moody(videos, mood, step, *ddp)]
-    environment = {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=__import__("os").environ | environment)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 1
     assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
     assert f"the training loss is nan at step {3} (epoch 1), so the training stops. The videos" in done.stderr

@@ -101,3 +101,35 @@ def test_other_files_are_no_checkpoints(tmp_path: Path) -> None:
     path.write_text("hello")
     with pytest.raises(InputError, match=r"is damaged, or not a file that torch\.save wrote"):
         runs.read_checkpoint(path)
+
+
+def save_checkpoint(path: Path) -> bytes:
+    """Write a checkpoint and return its bytes."""
+    torch.save({"hyper_parameters": {"_instantiator": "i"}, "state_dict": {"weight": torch.ones(10_000)}}, path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.99])
+def test_a_cut_off_checkpoint_is_named_as_such(tmp_path: Path, kept: float) -> None:
+    last, best = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
+    whole = save_checkpoint(last)
+    last.write_bytes(whole[: int(kept * len(whole))])
+    told = f"it is cut off: only its first {int(kept * len(whole))} bytes are there" if kept else "it is empty"
+    damaged = f"{last} is damaged, or not a file that torch.save wrote ({told}); copy it again from where it is whole"
+    with pytest.raises(InputError) as error:
+        runs.read_checkpoint(last)
+    assert str(error.value) == damaged
+    save_checkpoint(best)
+    with pytest.raises(InputError) as error:
+        runs.read_checkpoint(last)
+    assert str(error.value) == f"{damaged}, or take {best}"
+
+
+def test_a_changed_byte_is_found(tmp_path: Path) -> None:
+    last = tmp_path / "last.ckpt"
+    whole = save_checkpoint(last)
+    assert torch.equal(runs.read_checkpoint(last)["state_dict"]["weight"], torch.ones(10_000))
+    place = len(whole) // 2  # among the weights
+    last.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(InputError, match=r"last\.ckpt is damaged: what it holds as last/data/0 has changed since"):
+        runs.read_checkpoint(last)
