@@ -3,8 +3,8 @@
     python benchmarks/long_run.py --epochs 50
 
 A small R(2+1)D with BERT is trained on generated clips with the processes that read them kept from epoch to epoch, as
-is usual. Resident memory is that which the system counts for the process itself; pages that processes share count in
-each. Other words go to `cnnbert fit`, such as `--data.cache ram`.
+is usual. Resident memory is what the system counts for each process; pages that several share count in each, those of
+`--data.cache ram` as soon as a process has met the video. Other words go to `cnnbert fit`, such as `--data.cache ram`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def main() -> int:
         options += ["--data.num_workers=2", "--trainer.enable_progress_bar=false", "--trainer.logger=CSVLogger"]
         run = [f"--trainer.default_root_dir={folder}", f"--trainer.logger.save_dir={folder}", *watch]
         status = cnnbert(["fit", "--config=quickstart.yaml", *options, *run, *others])
-        print("\nOf the main process and of those that read, training's before validation's:\n")
+        print("\nOf the main process and of those that read, validation's before training's:\n")
         print("| epoch | resident MiB | open files | threads |\n|---|---|---|---|")
         print(table.read_text(), end="")
     return status

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnbert.errors import InputError
-from cnnbert.tensorfile import read_tensors
+from cnnbert.tensorfile import DamagedFile, read_tensors
 
 CHECKPOINTS = "checkpoints"
 
@@ -59,15 +59,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Return what a checkpoint of `cnnbert fit` holds; nothing in it is executed.
 
     Raises:
-        InputError: The file is not such a checkpoint, or is damaged; the message names others that lie beside it.
+        InputError: The file is not such a checkpoint.
+        DamagedFile: It is damaged; the message names others that lie beside it.
     """
     try:
         checkpoint = read_tensors(path)
         _check_sums(path)
-    except InputError as error:
+    except DamagedFile as error:
         others = sorted(str(other) for other in path.parent.glob(f"*{path.suffix}") if other != path)
         advice = "copy it again from where it is whole" + "".join(f", or take {other}" for other in others)
-        raise InputError(f"{error}; {advice}") from error
+        raise DamagedFile(f"{error}; {advice}") from error
     if not isinstance(checkpoint, dict) or "_instantiator" not in checkpoint.get("hyper_parameters", {}):
         raise InputError(f"{path} is not a checkpoint of `cnnbert fit`: it does not hold the model's settings")
     return checkpoint
@@ -80,7 +81,7 @@ def _check_sums(path: Path) -> None:
     with zipfile.ZipFile(path) as file:
         wrong = file.testzip()
     if wrong is not None:
-        raise InputError(f"{path} is damaged: what it holds as {wrong} has changed since it was written")
+        raise DamagedFile(f"{path} is damaged: what it holds as {wrong} has changed since it was written")
 
 
 def checkpoint_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,16 @@ from cnnbert.errors import InputError
 ZIP_START = b"PK\x03\x04"
 
 
+class DamagedFile(InputError):
+    """A file is not what it was, or never was what it should be."""
+
+
 def read_tensors(path: Path) -> Any:
     """Return what a file written by `torch.save` holds, on the CPU: tensors, numbers and text, in lists and dicts.
 
     Raises:
-        InputError: There is no such file, it is damaged or of another kind, or it needs code to be run.
+        DamagedFile: It is damaged, or of another kind.
+        InputError: There is no such file, or it needs code to be run.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
@@ -35,7 +40,7 @@ def read_tensors(path: Path) -> Any:
         reason = _cut_off(path) or told.rpartition("WeightsUnpickler error: ")[2].split("\n")[0]
         if not reason or reason.isdigit():
             reason = type(error).__name__
-        raise InputError(f"{path} is damaged, or not a file that torch.save wrote ({reason})") from None
+        raise DamagedFile(f"{path} is damaged, or not a file that torch.save wrote ({reason})") from None
 
 
 def _cut_off(path: Path) -> str:
