@@ -14,7 +14,6 @@ from torch import Tensor
 from cnnbert.checkpoint_io import CheckpointNotWritten
 from cnnbert.data.loaders import Batch
 from cnnbert.errors import InputError
-from cnnbert.full_memory import is_out_of_memory
 from cnnbert.tensorfile import read_tensors
 
 STATISTICS = ("running_mean", "running_var")
@@ -32,6 +31,7 @@ class FiniteNumbers(Callback):
 
     def __init__(self) -> None:
         self.index: Tensor | None = None
+        self.has_failed = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Keep in mind which videos the batch is of."""
@@ -46,15 +46,17 @@ class FiniteNumbers(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Stop where a weight is NaN or infinite, before it replaces a good one."""
+        if self.has_failed:  # the weights were looked at, and other processes may be gone
+            return
         wrong = _not_finite(pl_module)
         if not trainer.strategy.reduce_boolean_decision(not wrong):
             others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             self._stop(trainer, f"weights are NaN or infinite ({wrong[0]}{others})" if wrong else None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save nothing on the way out that would do harm, or for which other processes would be waited for in vain."""
-        leaves_others = trainer.world_size > 1 and is_out_of_memory(exception)
-        if leaves_others or isinstance(exception, CheckpointNotWritten) or _not_finite(pl_module):
+        """Save nothing on the way out that would do harm, nor where saving has just failed."""
+        self.has_failed = True
+        if isinstance(exception, CheckpointNotWritten) or _not_finite(pl_module):
             _save_no_more(trainer)
 
     def _stop(self, trainer: Trainer, what: str | None) -> None:

@@ -128,7 +128,6 @@ def test_a_cut_off_checkpoint_is_named_as_such(tmp_path: Path, kept: float) -> N
 def test_a_changed_byte_is_found(tmp_path: Path) -> None:
     last = tmp_path / "last.ckpt"
     whole = save_checkpoint(last)
-    assert torch.equal(runs.read_checkpoint(last)["state_dict"]["weight"], torch.ones(10_000))
     place = len(whole) // 2  # among the weights
     last.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     with pytest.raises(InputError, match=r"last\.ckpt is damaged: what it holds as last/data/0 has changed since"):
