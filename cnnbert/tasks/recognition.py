@@ -63,6 +63,7 @@ class ActionRecognition(LightningModule):
     """
 
     _data: VideoDataModule | None = None
+    _was_validated = False
 
     def __init__(
         self,
@@ -335,8 +336,29 @@ class ActionRecognition(LightningModule):
         self.scores.reset()
         self.scores.average = data.views(split).average if isinstance(data, VideoDataModule) else "logits"
 
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Move a scheduler on, unless it watches a metric from epoch to epoch: see `on_train_epoch_end`."""
+        if not self._watches_epochs(scheduler):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def _watches_epochs(self, scheduler: Any) -> bool:
+        return isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) and self.scheduler_interval == "epoch"
+
     def on_train_epoch_end(self) -> None:
-        """Log how many training videos could not be read, if any."""
+        """Log how many training videos could not be read, if any, and move a scheduler on that watches a metric.
+
+        Lightning would do that after the epoch's checkpoint, and a run that goes on from it would leave it out.
+        """
+        values = self.trainer.callback_metrics
+        for config in self.trainer.lr_scheduler_configs:
+            if not (self._was_validated and self._watches_epochs(config.scheduler)):
+                continue
+            if config.monitor not in values:
+                known = ", ".join(sorted(values))
+                raise InputError(f"the scheduler watches {config.monitor}, which is not logged; give one of {known}")
+            scheduler: Any = config.scheduler
+            scheduler.step(values[config.monitor])
+        self._was_validated = False
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, VideoDataModule) and data.failures["train"]:
             self.log("train/failed_videos", float(len(data.failures["train"])))
@@ -344,6 +366,7 @@ class ActionRecognition(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the accuracies of the validation videos."""
         self._log_accuracies("val")
+        self._was_validated = not self.trainer.sanity_checking
 
     def on_test_epoch_end(self) -> None:
         """Log the accuracies of the test videos."""
@@ -390,6 +413,7 @@ class ActionRecognition(LightningModule):
             }
             if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
                 entry["monitor"] = getattr(scheduler, "monitor", "val/loss")
+                entry["strict"] = False  # epochs may be without validation
             schedulers.append(entry)
         return [optimizer], schedulers
 
