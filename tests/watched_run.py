@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -66,6 +67,8 @@ class LossFile(Callback):
 
 def run(folder: str, args: list[str]) -> None:
     """Run the command line in a folder, its output into `out.txt`, and end the process with its status."""
+    # As in a process of its own; of a fork server, reading processes would outlive it.
+    multiprocessing.set_start_method("fork", force=True)
     os.chdir(folder)
     os.setpgrp()
     output = os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
