@@ -185,7 +185,8 @@ class RunReport(Callback):
         """Print one line on the machine, and what is known to be wrong with it."""
         assert isinstance(pl_module, ActionRecognition)
         device = trainer.strategy.root_device
-        rank_zero_info(describe(device, str(trainer.precision), pl_module.channels_last))
+        compiled = pl_module.compile_backbone and stage == "fit"
+        rank_zero_info(describe(device, str(trainer.precision), pl_module.channels_last, compiled))
         for fault in known_faults(device, str(trainer.precision)):
             rank_zero_warn(fault)
 

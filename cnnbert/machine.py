@@ -44,14 +44,15 @@ def prefers_channels_last(device: torch.device, precision: str) -> bool:
     return device.type == "cpu"
 
 
-def describe(device: torch.device, precision: str, channels_last: bool) -> str:
+def describe(device: torch.device, precision: str, channels_last: bool, compiled: bool = False) -> str:
     """Return one line that says what a run computes with."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{device.type.upper()} {platform.machine()}, {torch.get_num_threads()} threads"
     order = "channels last" if channels_last else "channels first"
-    return f"{name} | precision {precision} | {order} | torch {torch.__version__}"
+    kind = "compiled | " if compiled else ""
+    return f"{name} | precision {precision} | {order} | {kind}torch {torch.__version__}"
 
 
 def known_faults(device: torch.device, precision: str) -> list[str]:

@@ -69,6 +69,7 @@ def test_description() -> None:
     assert text.startswith("CPU ")
     assert text.endswith(f" threads | precision 32-true | channels last | torch {torch.__version__}")
     assert "channels first" in machine.describe(CPU, "32-true", False)
+    assert " | compiled | " in machine.describe(CPU, "32-true", True, compiled=True)
 
 
 def test_at_least_one_core() -> None:

@@ -100,3 +100,9 @@ def test_a_network_without_blocks() -> None:
 
     with pytest.raises(InputError, match=r"^gradient_checkpointing: Plain has no block that can be computed a second"):
         ActionRecognition(Plain(), TGAPHead, ["a", "b"], gradient_checkpointing=True)
+
+
+def test_not_compiled_as_well() -> None:
+    both = ["model.gradient_checkpointing=true", "model.compile_backbone=true"]
+    with pytest.raises(InputError, match="^gradient_checkpointing does not go with compile_backbone; leave one of"):
+        build("quickstart.yaml", ["a", "b"], both)
