@@ -104,5 +104,5 @@ def test_a_network_without_blocks() -> None:
 
 def test_not_compiled_as_well() -> None:
     both = ["model.gradient_checkpointing=true", "model.compile_backbone=true"]
-    with pytest.raises(InputError, match="^gradient_checkpointing does not go with compile_backbone; leave one of"):
+    with pytest.raises(InputError, match=r"^gradient_checkpointing does not go with compile_backbone; leave one of"):
         build("quickstart.yaml", ["a", "b"], both)
