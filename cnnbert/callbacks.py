@@ -16,13 +16,13 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.manifest import manifest
 from cnnbert.errors import InputError
 from cnnbert.loggers import run_facts
-from cnnbert.machine import describe
+from cnnbert.machine import describe, known_faults
 from cnnbert.outputs import whole_file, write_whole
 from cnnbert.runs import CHECKPOINTS
 from cnnbert.tasks.recognition import ActionRecognition
@@ -182,10 +182,13 @@ class RunReport(Callback):
         self.num_failed = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print one line on the machine."""
+        """Print one line on the machine, and what is known to be wrong with it."""
         assert isinstance(pl_module, ActionRecognition)
         device = trainer.strategy.root_device
-        rank_zero_info(describe(device, str(trainer.precision), pl_module.channels_last))
+        compiled = pl_module.compile_backbone and stage == "fit"
+        rank_zero_info(describe(device, str(trainer.precision), pl_module.channels_last, compiled))
+        for fault in known_faults(device, str(trainer.precision)):
+            rank_zero_warn(fault)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the videos."""

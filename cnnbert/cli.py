@@ -89,6 +89,8 @@ def _quiet() -> None:
         "The dirpath has changed from",
         "Using `DistributedSampler` with the dataloaders",
         "Checkpoint directory .* exists and is not empty",
+        "You're resuming from a checkpoint that ended before the epoch ended",  # the loader goes on where it was
+        "ReduceLROnPlateau conditioned on metric",  # which epochs without validation lack
     ):
         warnings.filterwarnings("ignore", message)
     rank_zero = logging.getLogger("pytorch_lightning.utilities.rank_zero")

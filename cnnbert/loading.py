@@ -70,6 +70,7 @@ def config_settings(
     parser.add_argument("--seed_everything", type=bool | int, default=0)
     parser.add_argument("--ckpt_path", type=str | None)  # both stand in the config that a run leaves
     parser.add_argument("--weights_only", type=bool | None)
+    parser.add_argument("--checkpoint_minutes", type=float)
     parser.add_lightning_class_args(ActionRecognition, "model")
     parser.add_lightning_class_args(VideoDataModule, "data")
     parser.add_lightning_class_args(Trainer, "trainer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from typing import Literal
 
 import torch
@@ -43,14 +44,39 @@ def prefers_channels_last(device: torch.device, precision: str) -> bool:
     return device.type == "cpu"
 
 
-def describe(device: torch.device, precision: str, channels_last: bool) -> str:
+def describe(device: torch.device, precision: str, channels_last: bool, compiled: bool = False) -> str:
     """Return one line that says what a run computes with."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{device.type.upper()} {platform.machine()}, {torch.get_num_threads()} threads"
     order = "channels last" if channels_last else "channels first"
-    return f"{name} | precision {precision} | {order} | torch {torch.__version__}"
+    kind = "compiled | " if compiled else ""
+    return f"{name} | precision {precision} | {order} | {kind}torch {torch.__version__}"
+
+
+def known_faults(device: torch.device, precision: str) -> list[str]:
+    """Return what is known to be wrong with 3D convolutions here, and what to do, a sentence each.
+
+    torch 2.9.0 does not use cuDNN for those in half precision, and 2.9.1 only from cuDNN 9.15 on (pytorch/pytorch
+    issues 166122 and 166643); cuDNN 9.10.2 gives wrong numbers for large ones in bfloat16 (163539).
+    """
+    if device.type != "cuda" or precision not in ("bf16-mixed", "16-mixed"):
+        return []
+    release = re.match(r"\d+\.\d+(\.\d+)?", torch.__version__)
+    version, cudnn = release[0] if release else "", torch.backends.cudnn.version() or 0
+    faults = []
+    if version == "2.9.0" or (version.startswith("2.9.") and cudnn < 91500):
+        faults.append(
+            f"torch {version} computes 3D convolutions in {precision} about 4 times slower than others, and takes "
+            "far more memory; install torch 2.10 or newer, or 2.8"
+        )
+    if precision == "bf16-mixed" and cudnn == 91002:
+        faults.append(
+            "cuDNN 9.10.2 gives wrong numbers for large 3D convolutions in bf16-mixed; install a newer one, or "
+            "take --trainer.precision 16-mixed"
+        )
+    return faults
 
 
 def num_cores() -> int:

@@ -5,47 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.classification import (
-    binary_calibration_error,
-    multilabel_f1_score,
-    multilabel_precision,
-    multilabel_recall,
-)
+from torchmetrics.functional.classification import binary_calibration_error
 
+from cnnbert import class_report
+from cnnbert.class_report import ClassNumbers
 from cnnbert.data.protocols import CountFailed
 from cnnbert.predictions import Predictions
-from cnnbert.tasks.metrics import ScoredVideos, accuracies, average_precisions, class_average_precisions
+from cnnbert.tasks.metrics import ScoredVideos, accuracies, average_precisions
 
 NUM_BINS = 15
 """Bins of the calibration error, as in Guo et al. 2017."""
-
-
-@dataclass(frozen=True)
-class ClassNumbers:
-    """How well one class is found; NaN is where there is nothing to divide by.
-
-    Attributes:
-        name: The class.
-        num_videos: Videos that have it and count.
-        precision: Share of the videos said to have it that do.
-        recall: Share of the videos that have it that are said to.
-        f1: The harmonic mean of both.
-        score: The mean of its probability over the videos that have it and could be read.
-        average_precision: Where videos may have several classes, else None; see `average_precisions`.
-    """
-
-    name: str
-    num_videos: int
-    precision: float
-    recall: float
-    f1: float
-    score: float
-    average_precision: float | None
 
 
 @dataclass(frozen=True)
@@ -84,28 +57,9 @@ def metrics(predictions: Predictions, count_failed: CountFailed) -> dict[str, fl
 
 
 def class_numbers(predictions: Predictions, count_failed: CountFailed) -> list[ClassNumbers]:
-    """Return how well each class is found. A video that could not be read but counts is said to have no class."""
-    counts = counted(predictions, count_failed)
-    target, decided = predictions.target[counts], predictions.decided[counts]
-    pair = torch.from_numpy(decided).int(), torch.from_numpy(target).int()
-    options: dict[str, Any] = {"num_labels": len(predictions.class_names), "average": None}
-    num_videos, num_said = target.sum(0), decided.sum(0)
-    kinds = [
-        (multilabel_precision, num_said),
-        (multilabel_recall, num_videos),
-        (multilabel_f1_score, num_videos + num_said),
-    ]
-    # torchmetrics gives 0 where there is nothing to divide by.
-    shares = [np.where(size > 0, function(*pair, **options), np.nan).tolist() for function, size in kinds]
-    is_of = predictions.target & predictions.was_read[:, None]
-    size = is_of.sum(0)
-    total = np.where(is_of, predictions.scores, 0).sum(0)
-    scores = np.divide(total, size, out=np.full(len(size), np.nan), where=size > 0)
-    average: list[float | None] = [None] * len(size)
-    if predictions.label_separator is not None:
-        average = [float(value) for value in class_average_precisions(_scored(predictions), count_failed)]
-    columns = (predictions.class_names, num_videos.tolist(), *shares, scores.tolist(), average)
-    return [ClassNumbers(*row) for row in zip(*columns, strict=True)]
+    """Return how well each class is found; see `class_report.class_numbers`."""
+    several = predictions.label_separator is not None
+    return class_report.class_numbers(_scored(predictions), predictions.class_names, count_failed, several)
 
 
 def confusions(predictions: Predictions) -> list[list[tuple[int, int]]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from jsonargparse.typing import NonNegativeFloat
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -27,6 +28,7 @@ from cnnbert.finite_numbers import FiniteNumbers
 from cnnbert.full_memory import full_in_run, memory_told
 from cnnbert.loggers import complete_loggers, logger_folder, usual_logger
 from cnnbert.machine import best_device, best_precision
+from cnnbert.resuming import GracefulStop, RandomState, RecentCheckpoint
 from cnnbert.runs import (
     CHECKPOINTS,
     checkpoint_settings,
@@ -68,6 +70,12 @@ class RunCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the data tell the model its classes, its clip length and whether a video may have several classes."""
+        parser.add_argument(
+            "--checkpoint_minutes",
+            type=NonNegativeFloat,
+            default=10.0,
+            help="Minutes between checkpoints inside of an epoch, at least 0; there is one at each epoch's end too.",
+        )
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
         parser.link_arguments("data.clip_length", "model.clip_length")
         parser.link_arguments("data.label_separator", "model.multi_label", lambda separator: separator is not None)
@@ -135,13 +143,15 @@ class RunCLI(LightningCLI):
         is_logged_already = any(logger.init_args.get("log_model") for logger in self.loggers)
         callbacks.append(Dashboard(self.folder, logs_checkpoint=not is_logged_already))
         if self.subcommand == "fit":
+            callbacks += [RandomState(), GracefulStop()]
             if self.loggers and not any(isinstance(callback, LearningRateMonitor) for callback in callbacks):
                 callbacks.append(LearningRateMonitor())
             folder = self.folder / CHECKPOINTS
             callbacks.append(VideosFile(self.folder))
             if not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
                 last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_exception=True)
-                callbacks += [BestCheckpoint(folder, f"val/{self.model.main_metric}"), last]
+                recent = RecentCheckpoint(folder, self._get(self.config_init, "checkpoint_minutes"))
+                callbacks += [BestCheckpoint(folder, f"val/{self.model.main_metric}"), last, recent]
         elif self.subcommand in ("test", "predict"):
             callbacks.append(PredictionsFile(self.folder))
         self.save_config_kwargs = {"folder": self.folder}

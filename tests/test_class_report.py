@@ -38,12 +38,15 @@ def test_classes(videos, count_failed, recall):
     table = class_table(videos, NAMES, count_failed)
     assert table.titles == ["class", "videos", "not read", "precision", "recall", "F1"]
     num = round(1 / recall)
-    assert table.rows == [
+    rows = [
         ["a", num, 1, 1 / 2, recall, 2 / (num + 2)],
         ["b/%", 1, 0, 1 / 3, 1.0, 2 / 4],
         ["c", 1, 0, None, 0.0, 0.0],
         ["d", 0, 0, None, None, None],
     ]
+    for row, expected in zip(table.rows, rows, strict=True):
+        assert row[:3] == expected[:3]
+        assert row[3:] == [None if share is None else pytest.approx(share) for share in expected[3:]]
     recalls = [row[4] for row in table.rows if row[4] is not None]
     mean = accuracies(videos, count_failed)["mean_class_accuracy"]
     assert sum(recalls) / len(recalls) == pytest.approx(float(mean))

@@ -69,7 +69,36 @@ def test_description() -> None:
     assert text.startswith("CPU ")
     assert text.endswith(f" threads | precision 32-true | channels last | torch {torch.__version__}")
     assert "channels first" in machine.describe(CPU, "32-true", False)
+    assert " | compiled | " in machine.describe(CPU, "32-true", True, compiled=True)
 
 
 def test_at_least_one_core() -> None:
     assert machine.num_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("version", "cudnn", "precision", "told"),
+    [
+        (
+            "2.9.0+cu128",
+            91600,
+            "bf16-mixed",
+            ["torch 2.9.0 computes 3D convolutions in bf16-mixed about 4 times slower"],
+        ),
+        ("2.9.1", 91300, "16-mixed", ["torch 2.9.1 computes 3D convolutions in 16-mixed about 4 times slower"]),
+        ("2.9.1", 91500, "16-mixed", []),
+        ("2.8.0+cu126", 91002, "bf16-mixed", ["cuDNN 9.10.2 gives wrong numbers for large 3D convolutions"]),
+        ("2.8.0+cu126", 91002, "16-mixed", []),
+        ("2.9.0", 91002, "32-true", []),
+        ("2.10.0", 91501, "bf16-mixed", []),
+    ],
+)
+def test_bad_versions(
+    monkeypatch: pytest.MonkeyPatch, version: str, cudnn: int, precision: str, told: list[str]
+) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
+    found = machine.known_faults(torch.device("cuda"), precision)
+    assert len(found) == len(told)
+    assert all(one.startswith(start) for one, start in zip(found, told, strict=True))
+    assert machine.known_faults(CPU, precision) == []

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cnnbert.backbones.base import Backbone
 from cnnbert.errors import InputError
+from cnnbert.layers.block import Block
 from cnnbert.layers.conv import Conv3d
 
 NUM_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -99,7 +100,7 @@ class R2Plus1D(Backbone):
         return self.layer4(x)  # (B, 8 * width, T / 8, H / 16, W / 16)
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(Block):
     """Adds two (2+1)D convolutions to a shortcut.
 
     Args:

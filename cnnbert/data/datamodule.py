@@ -19,7 +19,7 @@ from cnnbert.data.cache import check_budget
 from cnnbert.data.dataset import VideoDataset
 from cnnbert.data.exclusion import Exclusion
 from cnnbert.data.generated import GeneratedActions
-from cnnbert.data.loaders import BalancedSampler, Batch, EpochSampler, TimedLoader, collate
+from cnnbert.data.loaders import BalancedSampler, Batch, EpochSampler, TimedLoader, collate, ignore_interrupts
 from cnnbert.data.protocols import PROTOCOLS, Average, CountFailed, Protocol
 from cnnbert.data.readers import DecordReader, VideoReader
 from cnnbert.data.records import VideoRecord, split_label
@@ -324,11 +324,25 @@ class VideoDataModule(LightningDataModule):
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
     def train_dataloader(self) -> TimedLoader:
-        """Return the loader of the training clips, in an order of its own every epoch."""
+        """Return the loader of the training clips, in an order of its own every epoch.
+
+        Of an epoch in which a run was stopped, the steps that were done are left out.
+        """
         rank, world_size = self._rank_and_world_size()
         kind = BalancedSampler if self.balanced_sampling else EpochSampler
         sampler = kind(self.datasets["train"], world_size, rank, shuffle=True, seed=self._seed)
-        return self._loader("train", sampler, self.batch_size // self.clips_per_video)
+        videos_a_batch = self.batch_size // self.clips_per_video
+        sampler.done = self._done(videos_a_batch)
+        return self._loader("train", sampler, videos_a_batch)
+
+    def _done(self, videos_a_batch: int) -> tuple[int, int]:
+        """Return the epoch in which a run was stopped that goes on, and how many samples it had taken of it."""
+        if self.trainer is None or not self.trainer.fit_loop.restarting:
+            return 0, 0
+        loop = self.trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current
+        steps: Any = loop.epoch_loop.batch_progress.current
+        return epochs.processed, 0 if epochs.ready == epochs.processed else steps.processed * videos_a_batch
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the validation clips, in the source's order."""
@@ -365,6 +379,7 @@ class VideoDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             multiprocessing_context="fork" if workers and self.datasets[split].cache else None,
+            worker_init_fn=ignore_interrupts,
             generator=torch.Generator(),  # else each loader draws from the network's, more or less often by workers
         )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, TypedDict
 
 import torch
@@ -45,10 +47,20 @@ class TimedLoader(DataLoader[Any]):
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Gives (epoch, index) in place of the index, so that a sample's random draws can depend on its epoch."""
+    """Gives (epoch, index) in place of the index, so that a sample's random draws can depend on its epoch.
+
+    Attributes:
+        done: An epoch that was begun before, and how many samples at its beginning are to be left out.
+    """
+
+    done = (0, 0)
 
     def __iter__(self) -> Iterator[Any]:
         """Iterate over this process's part of the epoch."""
+        epoch, num_done = self.done
+        return islice(self._items(), num_done if self.epoch == epoch else 0, None)
+
+    def _items(self) -> Iterator[Any]:
         return ((self.epoch, index) for index in super().__iter__())
 
 
@@ -68,8 +80,7 @@ class BalancedSampler(EpochSampler):
         self.num_samples = math.ceil(len(self.classes) * self.class_size / self.num_replicas)
         self.total_size = self.num_samples * self.num_replicas
 
-    def __iter__(self) -> Iterator[Any]:
-        """Iterate over this process's part of the epoch."""
+    def _items(self) -> Iterator[Any]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         drawn: list[tuple[int, int]] = []
         for videos in self.classes:
@@ -101,3 +112,8 @@ def collate(samples: list[Sample]) -> Batch:
         "clip": default_collate(clips).permute(0, 1, 5, 2, 3, 4) if read else torch.empty(0, dtype=torch.uint8),
         "failures": [sample for sample in samples if "failure" in sample],
     }
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to reading processes too, to the process that they read for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cnnbert.layers.block import Block
 from cnnbert.layers.conv import Conv3d
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """Narrows the channels, convolves them in groups over space and time, and widens them to `2 * planes`.
 
     The block of 3D ResNeXt ("Can Spatiotemporal 3D CNNs Retrace the History of 2D CNNs and ImageNet?", Hara

@@ -19,6 +19,7 @@ from cnnbert.data.protocols import CountFailed
 from cnnbert.data.records import VideoRecord
 from cnnbert.errors import InputError, VideoReadError
 from cnnbert.heads.base import Head
+from cnnbert.layers.block import Block
 from cnnbert.machine import prefers_channels_last
 from cnnbert.tasks.metrics import VideoScores, accuracies, average_precisions, average_views
 
@@ -60,9 +61,15 @@ class ActionRecognition(LightningModule):
         multi_label: Whether a video may have several classes or none: each has a probability of its own (sigmoid), and
             the loss is binary cross-entropy. On the command line `data.label_separator` says so.
         memory_format: Layout of the convolutions' tensors; `auto` takes the faster one for the machine.
+        gradient_checkpointing: Whether training keeps of every residual block its input alone, and computes the rest a
+            second time in the backward pass: for about a third more time a step it takes far less memory, and gives the
+            same.
+        compile_backbone: Whether torch.compile makes one program of the backbone before it is trained: minutes once,
+            for faster steps. It needs a C++ compiler on a CPU, Triton on a GPU.
     """
 
     _data: VideoDataModule | None = None
+    _was_validated = False
 
     def __init__(
         self,
@@ -83,6 +90,8 @@ class ActionRecognition(LightningModule):
         class_weights: list[float] | Literal["balanced"] | None = None,
         multi_label: bool = False,
         memory_format: Literal["auto", "channels_first", "channels_last"] = "auto",
+        gradient_checkpointing: bool = False,
+        compile_backbone: bool = False,
     ) -> None:
         super().__init__()
         given = None if isinstance(class_weights, str) else class_weights
@@ -117,6 +126,17 @@ class ActionRecognition(LightningModule):
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
         self.multi_label = multi_label
+        self.compile_backbone = compile_backbone
+        if gradient_checkpointing and compile_backbone:
+            raise InputError("gradient_checkpointing does not go with compile_backbone; leave one of them out")
+        blocks = [module for module in self.modules() if isinstance(module, Block)]
+        if gradient_checkpointing and not blocks:
+            raise InputError(
+                f"gradient_checkpointing: {type(backbone).__name__} has no block that can be computed a second time; "
+                "make its blocks subclasses of cnnbert.layers.block.Block, or leave it out"
+            )
+        for block in blocks:
+            block.is_recomputed = gradient_checkpointing
         weights = None if given is None else torch.tensor(given, dtype=torch.float32)
         self.loss: nn.Module
         if multi_label:
@@ -209,6 +229,8 @@ class ActionRecognition(LightningModule):
                 )
         if self.channels_last:
             self.lay_out_channels_last()
+        if self.compile_backbone and stage == "fit":
+            self.backbone.compile()
 
     def lay_out_channels_last(self) -> None:
         """Lay out the weights of the backbone's convolutions with the channels innermost."""
@@ -335,8 +357,29 @@ class ActionRecognition(LightningModule):
         self.scores.reset()
         self.scores.average = data.views(split).average if isinstance(data, VideoDataModule) else "logits"
 
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Move a scheduler on, unless it watches a metric from epoch to epoch: see `on_train_epoch_end`."""
+        if not self._watches_epochs(scheduler):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def _watches_epochs(self, scheduler: Any) -> bool:
+        return isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) and self.scheduler_interval == "epoch"
+
     def on_train_epoch_end(self) -> None:
-        """Log how many training videos could not be read, if any."""
+        """Log how many training videos could not be read, if any, and move a scheduler on that watches a metric.
+
+        Lightning would do that after the epoch's checkpoint, and a run that goes on from it would leave it out.
+        """
+        values = self.trainer.callback_metrics
+        for config in self.trainer.lr_scheduler_configs:
+            if not (self._was_validated and self._watches_epochs(config.scheduler)):
+                continue
+            if config.monitor not in values:
+                known = ", ".join(sorted(values))
+                raise InputError(f"the scheduler watches {config.monitor}, which is not logged; give one of {known}")
+            scheduler: Any = config.scheduler
+            scheduler.step(values[config.monitor])
+        self._was_validated = False
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, VideoDataModule) and data.failures["train"]:
             self.log("train/failed_videos", float(len(data.failures["train"])))
@@ -344,6 +387,7 @@ class ActionRecognition(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the accuracies of the validation videos."""
         self._log_accuracies("val")
+        self._was_validated = not self.trainer.sanity_checking
 
     def on_test_epoch_end(self) -> None:
         """Log the accuracies of the test videos."""
@@ -390,6 +434,7 @@ class ActionRecognition(LightningModule):
             }
             if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
                 entry["monitor"] = getattr(scheduler, "monitor", "val/loss")
+                entry["strict"] = False  # epochs may be without validation
             schedulers.append(entry)
         return [optimizer], schedulers
 
