@@ -10,6 +10,7 @@ from pytorch_lightning import Trainer
 
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.errors import InputError
+from cnnbert.layers.block import Block
 from cnnbert.machine import best_precision
 from cnnbert.tasks.recognition import CLIPS_AT_ONCE, ActionRecognition
 
@@ -51,9 +52,8 @@ def full_in_run(trainer: Trainer) -> str:
         if smaller is not None:
             option = f"--data.batch_size {smaller} --trainer.accumulate_grad_batches {steps * size // smaller}"
             tries.append(f"{option} (the optimizer sees the same {steps * size} clips a step)")
-        backbone = trainer.lightning_module.backbone
-        if not getattr(backbone, "checkpointing", False):
-            tries.append("--model.backbone.checkpointing true (keeps less for the gradients and computes it twice)")
+        if not any(isinstance(part, Block) and part.is_recomputed for part in trainer.lightning_module.modules()):
+            tries.append("--model.gradient_checkpointing true (keeps less for the gradients and computes it twice)")
     else:
         views = data.views("val" if trainer.state.fn == "validate" else "test")
         several = views.num_clips is None or views.num_clips * views.num_crops > 1

@@ -34,7 +34,7 @@ def test_training(workplace, videos, capsys, monkeypatch):
         "the device has run out of memory. It ran with data.batch_size 6, trainer.accumulate_grad_batches 2, "
         "precision 32-true, data.clip_length 8, data.frame_size 32. Try\n"
         "  --data.batch_size 3 --trainer.accumulate_grad_batches 4 (the optimizer sees the same 12 clips a step)\n"
-        "  --model.backbone.checkpointing true (keeps less for the gradients and computes it twice)\n"
+        "  --model.gradient_checkpointing true (keeps less for the gradients and computes it twice)\n"
         "  --trainer.precision 16-mixed\n"
         "  shorter clips (--data.clip_length) or smaller frames (--data.frame_size)\n"
     )
