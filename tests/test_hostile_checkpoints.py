@@ -19,7 +19,6 @@ from untrained import NAMES, untrained
 import cnnbert
 from cnnbert.checkpoint_classes import check_classes, check_config
 from cnnbert.cli import main
-from cnnbert.data.features import read_features
 from cnnbert.errors import InputError
 from cnnbert.runs import read_checkpoint
 
