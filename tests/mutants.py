@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
+from cnnbert.data.inspection import VERDICTS, inspect_video
 from cnnbert.data.readers import DecordReader, PyAVReader
 from cnnbert.errors import VideoReadError
 
@@ -73,7 +74,10 @@ def damaged(data: bytes, damage: Sequence[Damage]) -> bytes:
 
 
 def read_damaged(case: tuple[str, list[Damage]]) -> str:
-    """Damage a video, read it with both readers, and return in a word what came of it; runs in a process of its own."""
+    """Damage a video, read it with both readers and check it, and return in a word what came of reading.
+
+    Runs in a process of its own, as native code may crash or hang.
+    """
     path, damage = case
     resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
     source = Path(path)
@@ -91,6 +95,8 @@ def read_damaged(case: tuple[str, list[Damage]]) -> str:
                 outcomes.append("read")
             except VideoReadError as error:
                 outcomes.append("not in time" if "takes longer" in error.why else "refused")
+        verdict = inspect_video(str(target), DecordReader()).verdict
     finally:
         target.unlink()
+    assert verdict in VERDICTS
     return outcomes[0] if outcomes[0] == outcomes[1] else " by PyAV, ".join(outcomes) + " by decord"

@@ -165,6 +165,9 @@ def _decode(found: Inspection, reads: _Reads) -> None:
             if stream is None:
                 found.verdict, found.why = "no_video", "there is no video in it, only sound or the like"
                 return
+            if stream.codec_context is None:
+                found.verdict, found.why = "unreadable", "its codec is none that FFmpeg decodes"
+                return
             counts = _note_header(found, container, stream)
             damage, stamps = _decode_stream(found, container, stream, reads)
     finally:
