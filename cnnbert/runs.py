@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def find_checkpoint(name: str, root: Path, run: str | None) -> Path:
     """
     if name not in ("last", "best"):
         path = Path(name).expanduser()
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError(f"there is no checkpoint {name}; give a file, `last` or `best`")
         return path
     pattern = f"{glob.escape(run) if run else '*'}/*/{CHECKPOINTS}/{name}.ckpt"

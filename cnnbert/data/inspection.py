@@ -88,6 +88,9 @@ def inspect_video(path: str, reader: VideoReader) -> Inspection:
     if not os.path.exists(path):
         found.verdict, found.why = "missing", VERDICTS["missing"]
         return found
+    if not os.path.isfile(path):  # a pipe would be waited for
+        found.verdict, found.why = "unreadable", "it is not a file"
+        return found
     try:
         found.bytes = os.path.getsize(path)
         found.digest = _digest(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import re
 from abc import ABC, abstractmethod
@@ -16,6 +17,8 @@ from cnnbert.data.records import VideoRecord, split_label
 from cnnbert.data.splits import SPLITS, split_records
 from cnnbert.errors import InputError
 from cnnbert.outputs import printable
+
+logger = logging.getLogger("cnnbert")
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm"}
@@ -102,7 +105,7 @@ class Folder(VideoSource):
         return split_records(self._labelled(folders["train"]), shares, self.split_seed, self.label_separator)[split]
 
     def _folders(self) -> dict[str, Path]:
-        if not self.root.exists():
+        if not os.path.exists(self.root):
             raise InputError(f"{self.root} does not exist; give the folder that holds the class folders")
         folders = {split: self.root / split for split in SPLITS}
         if not folders["train"].is_dir():
@@ -111,9 +114,14 @@ class Folder(VideoSource):
 
     @staticmethod
     def _class_folders(folder: Path) -> dict[str, Path]:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise InputError(f"{folder} is not a folder; give the folder that holds the class folders")
-        return {p.name: p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+        try:
+            below = [path for path in folder.iterdir() if os.path.isdir(path) and not path.name.startswith(".")]
+        except OSError as error:
+            raise InputError(f"the folder {folder} cannot be read: {error.strerror}") from None
+        here = os.path.realpath(folder)  # a link back to here, or above, leads in a circle
+        return {path.name: path for path in below if not Path(here).is_relative_to(os.path.realpath(path))}
 
     def _labelled(self, folder: Path) -> list[VideoRecord]:
         records = []
@@ -240,18 +248,19 @@ class CSVManifest(VideoSource):
 
     @cached_property
     def _lines(self) -> ManifestLines:
-        if not self.path.is_file():
+        if not os.path.isfile(self.path):
             raise InputError(f"{self.path} does not exist or is not a file; give a CSV file")
-        # Names of files may hold bytes that are no UTF-8; elsewhere these are refused.
-        with self.path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            try:
+        try:
+            # Names of files may hold bytes that are no UTF-8; elsewhere these are refused.
+            with self.path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
                 reader = csv.reader(file, strict=True)
                 lines = ManifestLines(self.path, self.root, next(reader, []))
                 for cells in reader:
                     if cells:
                         lines.add(reader.line_num, cells)
-            except csv.Error as error:
-                raise InputError(f"{self.path} cannot be read as CSV: {error}") from None
+        except (OSError, csv.Error) as error:
+            why = getattr(error, "strerror", None) or error
+            raise InputError(f"{self.path} cannot be read as CSV: {why}") from None
         if not lines.records:
             raise InputError(f"{self.path} lists no video")
         return lines
@@ -390,4 +399,14 @@ def _shares(val: float, test: float) -> dict[str, float]:
 
 def videos_below(folder: Path) -> Sequence[Path]:
     """Return the video files anywhere below a folder, known by their endings, sorted."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+    found = []
+    for place, _, names in os.walk(
+        folder, onerror=_warn
+    ):  # links to folders are not followed: they may lead in circles
+        paths = (Path(place, name) for name in names)
+        found += [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(path)]
+    return sorted(found)
+
+
+def _warn(error: OSError) -> None:
+    logger.warning("the folder %s cannot be read and is left out: %s", error.filename, error.strerror)
