@@ -31,6 +31,7 @@ from cnnbert.ablation_runs import (
     with_classes,
 )
 from cnnbert.ablation_table import Network, Size, write_tables
+from cnnbert.checkpoint_classes import check_config
 from cnnbert.comparison import check_same_videos
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.features import read_facts
@@ -114,6 +115,7 @@ def ablate(
             raise InputError(f"configs={', '.join(configs)} do not go with features; give --heads")
         stored = Path(features).expanduser()
         read_facts(stored)
+        check_config(stored / CONFIG)
         networks = _networks(
             {name: (stored / CONFIG, (head,)) for name, head in _heads(heads).items()}, baseline, settings
         )

@@ -102,7 +102,8 @@ class VideosFile(Callback):
         rows = [(split, record) for split, records in splits.items() for record in records]
         absolute = [({"split": split}, replace(record, path=os.path.abspath(record.path))) for split, record in rows]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, manifest(absolute))
+        with whole_file(self.path) as part:
+            part.write_text(manifest(absolute), encoding="utf-8", errors="surrogateescape", newline="")
 
 
 class PredictionsFile(Callback):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
+import os
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from cnnbert.data.sources import Folder
 from cnnbert.data.splits import SPLITS
 from cnnbert.errors import InputError
 from cnnbert.loading import build_data
-from cnnbert.outputs import printable, write_whole
+from cnnbert.outputs import csv_text, printable, write_whole
 from cnnbert.parallel import WorkerCrash, WorkerTimeout, map_files
 
 Entry = tuple[str, str | None, str | None]
@@ -65,7 +65,7 @@ def check(
         entries, reader = _entries_of_path(Path(videos).expanduser()), DecordReader()
     listed: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
-        listed[str(Path(entry[0]).resolve())].append(entry)
+        listed[os.path.realpath(entry[0])].append(entry)
     found: dict[str, Inspection] = {}
     try:
         inspect = partial(inspect_video, reader=reader)
@@ -119,10 +119,12 @@ def _entries_of_run(config: str | None, settings: Sequence[str]) -> tuple[list[E
 
 def _entries_of_path(path: Path) -> list[Entry]:
     """Return the videos of a folder or of a list, or a video itself."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return [_placed(path, record.path) for record in Folder(str(path)).records("predict")]
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; give a folder of videos, a video, or a file that lists videos")
+    if not os.path.isfile(path):
+        raise InputError(
+            f"{path} is not there, or no file; give a folder of videos, a video, or a file that lists videos"
+        )
     if path.suffix.lower() == ".csv":
         entries = _entries_of_csv(path)
     elif path.suffix.lower() in (".txt", ".lst", ".list"):
@@ -152,10 +154,10 @@ def _listed(root: Path, line: str) -> Entry:
 
 def _entries_of_csv(path: Path) -> list[Entry]:
     """Return the videos of a CSV file's column path, also those that are not there."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         try:
             rows = list(csv.DictReader(file, strict=True))
-        except (csv.Error, UnicodeDecodeError) as error:
+        except csv.Error as error:
             raise InputError(f"{path} cannot be read as CSV: {error}") from None
     if rows and "path" not in rows[0]:
         raise InputError(f"{path} has the columns {', '.join(map(str, rows[0]))}; it needs one with the name path")
@@ -166,14 +168,12 @@ def _entries_of_csv(path: Path) -> list[Entry]:
 def _write(table: Path, found: Mapping[str, Inspection], listed: Mapping[str, Sequence[Entry]]) -> None:
     """Write a line a file."""
     names = [field.name for field in fields(Inspection)]
-    text = io.StringIO(newline="")
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow([*names, "splits", "labels"])
+    lines: list[list[object]] = [[*names, "splits", "labels"]]
     for path, file in found.items():
         values = [getattr(file, name) for name in names]
         words = ["; ".join(value) if isinstance(value, list) else value for value in values]
-        lines.writerow([*words, "; ".join(_splits(listed[path])), "; ".join(_labels(listed[path]))])
-    write_whole(table, text.getvalue())
+        lines.append([*words, "; ".join(_splits(listed[path])), "; ".join(_labels(listed[path]))])
+    write_whole(table, csv_text(lines))
 
 
 def _splits(entries: Iterable[Entry]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters_c
 from cnnbert import __version__, backbones, heads  # noqa: F401  (their classes are known by their short names)
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.errors import InputError
+from cnnbert.network_limit import no_larger_than
 from cnnbert.runs import checkpoint_settings, find_checkpoint, read_checkpoint
 from cnnbert.shipped import find_config
 from cnnbert.tasks.recognition import ActionRecognition
@@ -115,16 +115,19 @@ def load(checkpoint: str | Path) -> ActionRecognition:
         raise InputError(f"{checkpoint} does not say what its classes are; it cannot name any")
     settings = {name: value for name, value in known["hyper_parameters"].items() if name != "_instantiator"}
     try:
-        model = instantiate(settings)
+        with no_larger_than(known["state_dict"]):
+            model = instantiate(settings)
         data = instantiate_module(VideoDataModule, _without_videos(checkpoint_settings(known)["data"]))
-    except ArgumentError as error:
-        why = str(error).strip().rpartition("\n")[2].strip()
+        model.on_load_checkpoint(known)
+        model.load_state_dict(known["state_dict"])
+    except InputError as error:
+        raise InputError(f"{checkpoint}: {error}") from error
+    except Exception as error:  # settings of a damaged file may make a constructor fail in any way
+        why = str(error).strip().rpartition("\n")[2].strip() or type(error).__name__
         raise InputError(
             f"{checkpoint} has settings that cnnbert {__version__} does not take; is it of this version, and can its "
             f"classes be imported here? {why}"
         ) from error
-    model.on_load_checkpoint(known)
-    model.load_state_dict(known["state_dict"])
     model.data = data
     return model.eval()
 

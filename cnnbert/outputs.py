@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cnnbert.errors import InputError
@@ -21,9 +23,9 @@ def new_file(path: str | Path, force: bool = False) -> Path:
         InputError: It is there already and `force` is not given, or it cannot be written.
     """
     target = Path(path).expanduser()
-    if target.is_dir():
+    if os.path.isdir(target):  # unlike Path's, it takes names that are too long
         raise InputError(f"{target} is a folder; give the name of a file")
-    if target.exists() and not force:
+    if os.path.exists(target) and not force:
         raise InputError(f"{target} is there already; give another name, or --force to replace it")
     with whole_file(target) as part:
         part.touch()
@@ -43,21 +45,35 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         InputError: It cannot be written, as when the disk is full; what was written is removed.
     """
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
+    stem = os.fsdecode(os.fsencode(path.stem)[:200])  # file systems take names of 255 bytes
+    part = path.with_name(f"{stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield part
-        if part.exists():
+        if os.path.exists(part):
             os.replace(part, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}; nothing is left of it") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all; see `whole_file`."""
     with whole_file(path) as part:
         part.write_text(printable(text), encoding="utf-8")
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Return CSV text whose lines end with a newline; cells may hold anything, as names of files do."""
+    text = io.StringIO(newline="")
+    # Python quotes a carriage return only where lines end with one.
+    as_needed, always = (
+        csv.writer(text, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    for row in rows:
+        (always if any("\r" in str(cell) for cell in row) else as_needed).writerow(row)
+    return text.getvalue()
 
 
 def printable(text: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +18,7 @@ from cnnbert.data.sources import CSVManifest, Folder, VideoSource
 from cnnbert.data.splits import SPLITS
 from cnnbert.errors import InputError
 from cnnbert.loading import build_data
-from cnnbert.outputs import printable, write_whole
+from cnnbert.outputs import csv_text, printable, write_whole
 from cnnbert.parallel import map_files
 
 MADE_BY = "made by cnnbert prepare"
@@ -238,12 +236,9 @@ def _write_lists(
         for splits, record in rows
         if record.path not in failed
     ]
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "verdict", "why"))
-    writer.writerows((path, "unreadable", why) for path, why in failed.items())
     write_whole(folder / "videos.csv", manifest(copied))
     if failed:
-        write_whole(folder / "failed.csv", text.getvalue())
+        lines = [("path", "verdict", "why"), *((path, "unreadable", why) for path, why in failed.items())]
+        write_whole(folder / "failed.csv", csv_text(lines))
     else:
         (folder / "failed.csv").unlink(missing_ok=True)

@@ -18,6 +18,7 @@ import cnnbert.data.lists
 import cnnbert.heads  # noqa: F401  (makes the classes known by their short names)
 from cnnbert.callbacks import BestCheckpoint, PredictionsFile, RunReport, SaveRunConfig, VideosFile
 from cnnbert.chance_level import ChanceLevel
+from cnnbert.checkpoint_classes import check_config
 from cnnbert.checkpoint_io import write_whole_checkpoints
 from cnnbert.commands import RUN_COMMANDS
 from cnnbert.dashboard import Dashboard
@@ -104,6 +105,7 @@ class RunCLI(LightningCLI):
             known = [json.dumps(settings)]
             run_config = checkpoint.absolute().parent.parent / "config.yaml"
             if "fit" in args and checkpoint.name == "last.ckpt" and run_config.is_file():
+                check_config(run_config)
                 self.resumed = run_config.parent
                 classes = {"data": {"class_names": settings["data"]["class_names"]}}
                 known = [str(run_config), json.dumps(classes)]

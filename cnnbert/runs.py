@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import glob
+import os
 import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from cnnbert.checkpoint_classes import check_classes
 from cnnbert.errors import InputError
 from cnnbert.tensorfile import DamagedFile, read_tensors
 
 CHECKPOINTS = "checkpoints"
+
+# Settings within settings; more than any config has.
+DEEPEST = 32
 
 
 def new_run_folder(root: Path, name: str, command: str) -> Path:
@@ -45,7 +53,7 @@ def find_checkpoint(name: str, root: Path, run: str | None) -> Path:
     """
     if name not in ("last", "best"):
         path = Path(name).expanduser()
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError(f"there is no checkpoint {name}; give a file, `last` or `best`")
         return path
     pattern = f"{glob.escape(run) if run else '*'}/*/{CHECKPOINTS}/{name}.ckpt"
@@ -69,8 +77,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         others = sorted(str(other) for other in path.parent.glob(f"*{path.suffix}") if other != path)
         advice = "copy it again from where it is whole" + "".join(f", or take {other}" for other in others)
         raise DamagedFile(f"{error}; {advice}") from error
-    if not isinstance(checkpoint, dict) or "_instantiator" not in checkpoint.get("hyper_parameters", {}):
+    settings = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    if not isinstance(settings, dict) or "_instantiator" not in settings:
         raise InputError(f"{path} is not a checkpoint of `cnnbert fit`: it does not hold the model's settings")
+    state = checkpoint.get("state_dict")
+    names, length = settings.get("class_names"), settings.get("clip_length")
+    data = checkpoint.setdefault("datamodule_hyper_parameters", {})
+    faults = {
+        "state_dict": not _is_state(state),
+        "hyper_parameters": not _is_plain(settings) or not isinstance(settings.get("multi_label", False), bool),
+        "class_names": not isinstance(names, list) or not all(isinstance(name, str) for name in names),
+        "clip_length": not isinstance(length, int) or not 0 < length < 2**20,
+        "datamodule_hyper_parameters": not isinstance(data, dict) or not _is_plain(data),
+    }
+    wrong = [name for name, is_wrong in faults.items() if is_wrong]
+    if wrong:
+        raise InputError(f"{path} is damaged, or no checkpoint of `cnnbert fit`: its {wrong[0]} cannot be used")
+    check_classes(checkpoint_settings(checkpoint), path)
     return checkpoint
 
 
@@ -82,6 +105,23 @@ def _check_sums(path: Path) -> None:
         wrong = file.testzip()
     if wrong is not None:
         raise DamagedFile(f"{path} is damaged: what it holds as {wrong} has changed since it was written")
+
+
+def _is_state(state: Any) -> bool:
+    """Return whether this is what a network holds: tensors that have values, by name."""
+    return isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_meta
+        for name, tensor in state.items()
+    )
+
+
+def _is_plain(settings: Any, depth: int = 0) -> bool:
+    """Return whether settings are such as a config can hold."""
+    if isinstance(settings, dict):
+        return depth < DEEPEST and all(isinstance(k, str) and _is_plain(v, depth + 1) for k, v in settings.items())
+    if isinstance(settings, (list, tuple)):
+        return depth < DEEPEST and all(_is_plain(one, depth + 1) for one in settings)
+    return settings is None or isinstance(settings, (bool, int, float, str))
 
 
 def checkpoint_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:

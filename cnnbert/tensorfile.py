@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -25,7 +26,7 @@ def read_tensors(path: Path) -> Any:
         DamagedFile: It is damaged, or of another kind.
         InputError: There is no such file, or it needs code to be run.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"there is no file {path}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

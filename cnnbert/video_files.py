@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +21,12 @@ def list_videos(given: Sequence[str]) -> list[str]:
     paths: list[str] = []
     for name in given:
         path = Path(name).expanduser()
-        if path.is_dir():
+        if os.path.isdir(path):
             below = [str(video) for video in videos_below(path)]
             if not below:
                 raise InputError(f"there is no video in the folder {path}")
             paths += below
-        elif path.exists():
+        elif os.path.exists(path):
             paths.append(str(path))
         else:
             raise InputError(f"{path} does not exist; give videos, or folders of videos")

@@ -10,9 +10,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: as many
 import av
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from numpy.typing import ArrayLike
 
 os.environ.setdefault("WANDB_SILENT", "true")
+
+# Cases of tests/test_fuzz.py: the same few every time, or other and many with --hypothesis-profile=long.
+SLOW_CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+settings.register_profile("short", max_examples=200, derandomize=True, database=None, deadline=None)
+settings.register_profile(
+    "long", max_examples=10_000, database=None, deadline=None, suppress_health_check=SLOW_CHECKS, print_blob=True
+)
+settings.load_profile("short")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """Real videos, where there are any; tests that need them are skipped without."""

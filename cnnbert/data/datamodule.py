@@ -259,8 +259,8 @@ class VideoDataModule(LightningDataModule):
         if not records:
             raise InputError(f"the source has no video in the split {split!r}; add some, or raise its fraction")
         counts: Counter[str | None] = Counter()
-        for record in records:
-            counts.update([None] if record.label is None else split_label(record.label, self.label_separator))
+        for label, number in Counter(record.label for record in records).items():
+            counts.update(dict.fromkeys([None] if label is None else split_label(label, self.label_separator), number))
         unknown = sorted(str(label) for label in counts if label not in self.class_names)
         if unknown:
             is_none = None in counts and self.label_separator is not None

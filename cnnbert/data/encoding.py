@@ -168,7 +168,8 @@ class _Writer:
 
     def __init__(self, target: Path, wanted: range, rate: Fraction, encoding: Encoding, comment: str) -> None:
         self.target = target
-        self.part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        stem = os.fsdecode(os.fsencode(target.stem)[:200])  # file systems take names of 255 bytes
+        self.part = target.with_name(f"{stem}{target.suffix}.{os.getpid()}.part")
         self.wanted = wanted
         self.rate = rate
         self.encoding = encoding

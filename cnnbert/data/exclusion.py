@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cnnbert.data.records import VideoRecord
 from cnnbert.errors import InputError
+from cnnbert.outputs import printable
 
 
 class Exclusion:
@@ -30,7 +31,7 @@ class Exclusion:
 
     def kept(self, split: str, records: Sequence[VideoRecord]) -> list[VideoRecord]:
         """Return the records of a split whose file is not to be left out; links are followed to compare files."""
-        verdicts = [self._verdicts.get(_real_path(record.path)) for record in records]
+        verdicts = [self._verdicts.get(printable(_real_path(record.path))) for record in records]
         kept = [record for record, verdict in zip(records, verdicts, strict=True) if verdict in (None, "ok")]
         self.num_left_out[split] = len(records) - len(kept)
         self.num_known += len(records) - verdicts.count(None)
@@ -45,7 +46,7 @@ class Exclusion:
             if not {"path", "verdict"} <= {*(reader.fieldnames or [])}:
                 columns = ", ".join(reader.fieldnames or ["(none)"])
                 raise InputError(f"exclude={self.path} has the columns {columns}; it needs path and verdict")
-            return {_real_path(str(self.path.parent / row["path"])): row["verdict"] for row in reader}
+            return {printable(_real_path(str(self.path.parent / row["path"]))): row["verdict"] for row in reader}
 
 
 def _real_path(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.dataset import Sample, VideoDataset
+from cnnbert.data.splits import SPLITS
 from cnnbert.errors import InputError, VideoReadError
 
 FACTS = "features.json"
@@ -34,6 +36,11 @@ class StoredSplit:
     """
 
     def __init__(self, folder: Path, split: str, facts: dict[str, Any]) -> None:
+        if split not in SPLITS or not _is_sound(facts):
+            raise InputError(
+                f"{folder / FACTS} is damaged (what it says of the split {split[:40]!r} does not fit together); make "
+                "the features again with cnnbert features"
+            )
         self.num_videos: int = facts["num_videos"]
         self.num_epochs: int = facts["num_epochs"]
         self.labels: list[Any] = facts["labels"]
@@ -41,7 +48,7 @@ class StoredSplit:
         self.first_rows = np.concatenate([[0], np.cumsum(facts["num_views"])])
         shape = (int(self.first_rows[-1]), *facts["shape"])
         path = folder / f"{split}.f16"
-        if not path.is_file() or path.stat().st_size != 2 * int(np.prod(shape)):
+        if not path.is_file() or path.stat().st_size != 2 * math.prod(shape):
             raise InputError(f"{path} is not there whole; make the features again with cnnbert features")
         self.rows = np.memmap(path, np.float16, "r", shape=shape) if shape[0] else np.empty(shape, np.float16)
 
@@ -50,6 +57,26 @@ class StoredSplit:
         place = (epoch % self.num_epochs) * self.num_videos + index
         rows = self.rows[self.first_rows[place] : self.first_rows[place + 1]]
         return torch.from_numpy(rows.astype(np.float32)), self.labels[place]
+
+
+def _is_sound(facts: Any) -> bool:
+    """Return whether what is known of a split is what `SplitWriter` notes of one."""
+    if not isinstance(facts, dict) or facts.keys() != SplitWriter(None, 0, 0).facts.keys():
+        return False
+    num_videos, num_epochs = facts["num_videos"], facts["num_epochs"]
+    num_views, labels, failures, shape = (facts[name] for name in ("num_views", "labels", "failures", "shape"))
+    for numbers in (num_views, shape):
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**24 for n in numbers):
+            return False
+    if type(num_videos) is not int or type(num_epochs) is not int or num_epochs < 1 or len(shape) != 4:
+        return False
+    are_labels = isinstance(labels, list) and all(
+        type(number) is int and abs(number) < 2**31
+        for label in labels
+        for number in (label if isinstance(label, list) else [label])
+    )
+    are_failures = isinstance(failures, dict) and all(isinstance(why, str) for why in failures.values())
+    return are_labels and are_failures and len(labels) == len(num_views) == num_videos * num_epochs
 
 
 class FeatureDataset(Dataset[Sample]):
@@ -189,8 +216,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         return {**facts, "splits": {**facts["splits"]}, "key": {**facts["key"]}}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}); make the features again with cnnbert features") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is damaged ({str(error)[:200]!r}); make the features again with cnnbert features"
+        ) from error
 
 
 def read_features(folder: Path) -> dict[str, StoredSplit]:

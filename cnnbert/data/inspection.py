@@ -88,6 +88,9 @@ def inspect_video(path: str, reader: VideoReader) -> Inspection:
     if not os.path.exists(path):
         found.verdict, found.why = "missing", VERDICTS["missing"]
         return found
+    if not os.path.isfile(path):  # a pipe would be waited for
+        found.verdict, found.why = "unreadable", "it is not a file"
+        return found
     try:
         found.bytes = os.path.getsize(path)
         found.digest = _digest(path)
@@ -164,6 +167,9 @@ def _decode(found: Inspection, reads: _Reads) -> None:
             stream = container.streams.best("video")
             if stream is None:
                 found.verdict, found.why = "no_video", "there is no video in it, only sound or the like"
+                return
+            if stream.codec_context is None:
+                found.verdict, found.why = "unreadable", "its codec is none that FFmpeg decodes"
                 return
             counts = _note_header(found, container, stream)
             damage, stamps = _decode_stream(found, container, stream, reads)

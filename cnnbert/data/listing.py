@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from cnnbert.data.records import VideoRecord, split_label
 from cnnbert.data.splits import SPLITS, split_records
@@ -52,15 +53,13 @@ class Listing:
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self.label_separator = label_separator
-        self._folders: dict[str, frozenset[str]] = {}
 
     @cached_property
     def there(self) -> Sequence[tuple[str | None, VideoRecord]]:
         """All rows, or under `skip` those whose video is there."""
         if self.missing == "error":
             return self.rows
-        absent = self._absent([record for _, record in self.rows])
-        there = [row for row in self.rows if row[1].path not in absent]
+        there = [row for row in self.rows if row[1].path not in self._absent_paths]
         if not there and self.rows:
             raise InputError(
                 f"none of the {len(self.rows)} videos listed in {self.listed_in} is there, the first of them "
@@ -81,7 +80,7 @@ class Listing:
         return used
 
     def _told_of_skipped(self, used: Sequence[tuple[str | None, VideoRecord]]) -> str:
-        absent = list(self._absent([record for _, record in self.rows]))
+        absent = self._absent([record for _, record in self.rows])
         num_absent = len(self.rows) - len(self.there)
         told = (
             f"skipped {num_absent} of the {len(self.rows)} videos listed in {self.listed_in}, which are not there, "
@@ -148,7 +147,7 @@ class Listing:
         return split_records(records, shares, self.split_seed, self.label_separator)
 
     def _checked(self, records: list[VideoRecord]) -> list[VideoRecord]:
-        absent = list(self._absent(records)) if self.missing == "error" else []
+        absent = self._absent(records) if self.missing == "error" else []
         if absent:
             raise InputError(
                 f"{len(absent)} of the {len(records)} videos listed in {self.listed_in} are not there, the first of "
@@ -156,19 +155,62 @@ class Listing:
             )
         return records
 
-    def _absent(self, records: Sequence[VideoRecord]) -> dict[str, None]:
+    def _absent(self, records: Sequence[VideoRecord]) -> list[str]:
         """Return the paths that are no file, in order; each folder is read once, which is quick on network drives."""
-        paths = dict.fromkeys(record.path for record in records)
-        return {path: None for path in paths if os.path.basename(path) not in self._files(os.path.dirname(path))}
+        absent = self._absent_paths
+        return list(dict.fromkeys(record.path for record in records if record.path in absent)) if absent else []
 
-    def _files(self, folder: str) -> frozenset[str]:
-        if folder not in self._folders:
-            try:
-                with os.scandir(folder or ".") as entries:
-                    self._folders[folder] = frozenset(entry.name for entry in entries if entry.is_file())
-            except (FileNotFoundError, NotADirectoryError):
-                self._folders[folder] = frozenset()
-        return self._folders[folder]
+    @cached_property
+    def _absent_paths(self) -> set[str]:
+        """The paths of all rows that are no file."""
+        folders: dict[str, list[str]] = defaultdict(list)
+        for _, record in self.rows:
+            folders[record.path[: record.path.rfind(os.sep) + 1]].append(record.path)
+        return {path for folder, paths in folders.items() for path in _no_files(folder, paths)}
+
+
+class Rows(Sequence[tuple[str | None, VideoRecord]]):
+    """Videos with their splits, without a tuple for each, which a million of them would feel.
+
+    Args:
+        splits: The split of each video.
+        records: The videos.
+    """
+
+    def __init__(self, splits: Sequence[str | None], records: Sequence[VideoRecord]) -> None:
+        self.splits = splits
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[tuple[str | None, VideoRecord]]:
+        return zip(self.splits, self.records, strict=True)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a video with its split, or of a slice a list of such."""
+        if isinstance(index, slice):
+            return list(zip(self.splits[index], self.records[index], strict=True))
+        return self.splits[index], self.records[index]
+
+
+def _no_files(folder: str, paths: Sequence[str]) -> list[str]:
+    """Return those of a folder's paths that are no file."""
+    try:
+        with os.scandir(os.path.dirname(folder) or ".") as entries:
+            files = {entry.name for entry in entries if _is_file(entry)}
+    except PermissionError:  # files in it may be readable
+        return [path for path in paths if not os.path.isfile(path)]
+    except (OSError, ValueError):  # such as a name that is too long, or with a zero byte
+        return list(paths)
+    return [path for path in paths if path[len(folder) :] not in files]
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
 
 
 def check_missing(missing: str) -> None:

@@ -138,5 +138,7 @@ def _text(path: Path, what: str) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{path} does not exist or is not a file; give {what}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; give {what}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error}); give {what}") from None

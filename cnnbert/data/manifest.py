@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
 
 from cnnbert.data.records import VideoRecord
+from cnnbert.outputs import csv_text
 
 COLUMNS = ("path", "label", "split", "start_seconds", "end_seconds", "group")
 """The columns of a list."""
@@ -20,12 +19,10 @@ def manifest(rows: Iterable[tuple[Mapping[str, str | None], VideoRecord]]) -> st
     """
     rows = list(rows)
     columns = sorted({column for splits, _ in rows for column in splits}, key=lambda name: (len(name), name))
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
     at = COLUMNS.index("split")
-    writer.writerow([*COLUMNS[:at], *(columns or ["split"]), *COLUMNS[at + 1 :]])
+    lines: list[list[object]] = [[*COLUMNS[:at], *(columns or ["split"]), *COLUMNS[at + 1 :]]]
     for splits, record in rows:
         end = "" if record.end_seconds is None else record.end_seconds
         named = [splits.get(column) or "" for column in columns or ["split"]]
-        writer.writerow([record.path, record.label or "", *named, record.start_seconds, end, record.group or ""])
-    return text.getvalue()
+        lines.append([record.path, record.label or "", *named, record.start_seconds, end, record.group or ""])
+    return csv_text(lines)

@@ -248,6 +248,9 @@ class PyAVVideo(Video):
         if self._stream is None:
             self._container.close()
             raise VideoReadError(self.path, "there is no video in it, only sound or the like")
+        if self._stream.codec_context is None:
+            self._container.close()
+            raise VideoReadError(self.path, "its codec is none that FFmpeg decodes")
         self._stream.codec_context.thread_count = self.num_threads
         # Stop at damage: decoders patch it up, in one way with one thread and in another with two.
         self._stream.codec_context.options = {"err_detect": "explode"}

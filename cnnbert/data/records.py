@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
+import marshal
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -45,9 +46,12 @@ class RecordList(Sequence[VideoRecord]):
     """
 
     def __init__(self, records: Sequence[VideoRecord]) -> None:
-        packed = [pickle.dumps(record, pickle.HIGHEST_PROTOCOL) for record in records]
-        self._bytes = torch.frombuffer(bytearray(b"".join(packed) or b" "), dtype=torch.uint8)
-        self._ends = torch.tensor([len(one) for one in packed], dtype=torch.int64).cumsum(0)
+        packed, ends = bytearray(), array("q")
+        for one in records:
+            packed += marshal.dumps((one.path, one.label, one.start_seconds, one.end_seconds, one.group))
+            ends.append(len(packed))
+        self._bytes = torch.frombuffer(packed or bytearray(1), dtype=torch.uint8)
+        self._ends = torch.tensor(ends, dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -63,4 +67,4 @@ class RecordList(Sequence[VideoRecord]):
             return [self[place] for place in range(*index.indices(len(self)))]
         place = range(len(self))[index]
         first = int(self._ends[place - 1]) if place else 0
-        return pickle.loads(self._bytes[first : int(self._ends[place])].numpy().tobytes())
+        return VideoRecord(*marshal.loads(self._bytes[first : int(self._ends[place])].numpy().tobytes()))

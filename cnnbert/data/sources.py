@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import csv
+import logging
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from cnnbert.data.listing import Listing, Missing, check_fractions, check_missing
+from cnnbert.data.listing import Listing, Missing, Rows, check_fractions, check_missing
 from cnnbert.data.manifest import COLUMNS
 from cnnbert.data.records import VideoRecord, split_label
 from cnnbert.data.splits import SPLITS, split_records
 from cnnbert.errors import InputError
+from cnnbert.outputs import printable
+
+logger = logging.getLogger("cnnbert")
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm"}
@@ -100,7 +105,7 @@ class Folder(VideoSource):
         return split_records(self._labelled(folders["train"]), shares, self.split_seed, self.label_separator)[split]
 
     def _folders(self) -> dict[str, Path]:
-        if not self.root.exists():
+        if not os.path.exists(self.root):
             raise InputError(f"{self.root} does not exist; give the folder that holds the class folders")
         folders = {split: self.root / split for split in SPLITS}
         if not folders["train"].is_dir():
@@ -109,9 +114,14 @@ class Folder(VideoSource):
 
     @staticmethod
     def _class_folders(folder: Path) -> dict[str, Path]:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise InputError(f"{folder} is not a folder; give the folder that holds the class folders")
-        return {p.name: p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+        try:
+            below = [path for path in folder.iterdir() if os.path.isdir(path) and not path.name.startswith(".")]
+        except OSError as error:
+            raise InputError(f"the folder {folder} cannot be read: {error.strerror}") from None
+        here = os.path.realpath(folder)  # a link back to here, or above, leads in a circle
+        return {path.name: path for path in below if not Path(here).is_relative_to(os.path.realpath(path))}
 
     def _labelled(self, folder: Path) -> list[VideoRecord]:
         records = []
@@ -190,7 +200,7 @@ class CSVManifest(VideoSource):
         """The classes given, or the labels of the file, sorted (by value where they are numbers)."""
         if self.given_class_names is not None:
             return self._listing.classes_used(self.given_class_names)
-        labels = {record.label for _, record in self._rows if record.label is not None}
+        labels = {record.label for record in self._lines.records if record.label is not None}
         if not labels:
             raise InputError(f"{self.path} names no label; fill its label column")
         return self._listing.classes_used(sorted_labels(labels, str(self.path)))
@@ -205,7 +215,7 @@ class CSVManifest(VideoSource):
     @cached_property
     def _listing(self) -> Listing:
         return Listing(
-            [(splits.get(self._column), record) for splits, record in self._rows],
+            Rows([splits.get(self._column) for splits in self._lines.splits], self._lines.records),
             str(self.path),
             "correct the paths or set root",
             self.missing,
@@ -222,7 +232,7 @@ class CSVManifest(VideoSource):
 
     def _check_split(self, split: str) -> None:
         column = self._column
-        there = list(self._rows[0][0])
+        there = list(self._lines.splits[0])
         if self.fold is not None and column not in there:
             raise InputError(
                 f"fold={self.fold}, but {self.path} has no column {column}; "
@@ -232,73 +242,138 @@ class CSVManifest(VideoSource):
             raise InputError(
                 f"{self.path} divides its videos by the columns {', '.join(there)}; set fold to the number of one"
             )
-        named = {splits.get(column) for splits, _ in self._rows}
+        named = {splits.get(column) for splits in self._lines.splits}
         if split in ("train", "test") and split not in named and (self.fold is not None or named != {None}):
             raise InputError(f"{self.path} has a {column} column but no line with {column}={split}")
 
     @cached_property
-    def _rows(self) -> list[tuple[dict[str, str | None], VideoRecord]]:
-        """The split of each line by each of the file's split columns, and its video."""
-        if not self.path.is_file():
+    def _lines(self) -> ManifestLines:
+        if not os.path.isfile(self.path):
             raise InputError(f"{self.path} does not exist or is not a file; give a CSV file")
-        with self.path.open(newline="", encoding="utf-8-sig") as file:
-            try:
-                reader = csv.DictReader(file, strict=True)
-                columns = reader.fieldnames or []
-                known = [name for name in columns if name in COLUMNS or NUMBERED_SPLIT.fullmatch(name)]
-                if "path" not in columns or known != columns:
-                    raise InputError(
-                        f"{self.path} has the columns {', '.join(columns) or '(none)'}; "
-                        f"expected path,label and any of {','.join(COLUMNS[2:])},split1,split2,..."
-                    )
-                rows = [self._parse(reader.line_num, row) for row in reader]
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise InputError(f"{self.path} cannot be read as CSV: {error}") from None
-        if not rows:
+        try:
+            # Names of files may hold bytes that are no UTF-8; elsewhere these are refused.
+            with self.path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+                reader = csv.reader(file, strict=True)
+                lines = ManifestLines(self.path, self.root, next(reader, []))
+                for cells in reader:
+                    if cells:
+                        lines.add(reader.line_num, cells)
+        except (OSError, csv.Error) as error:
+            why = getattr(error, "strerror", None) or error
+            raise InputError(f"{self.path} cannot be read as CSV: {why}") from None
+        if not lines.records:
             raise InputError(f"{self.path} lists no video")
-        return rows
+        return lines
 
-    def _parse(self, line: int, row: dict[str, str | None]) -> tuple[dict[str, str | None], VideoRecord]:
-        where = f"{self.path}, line {line}"
-        if None in row or None in row.values():
-            raise InputError(f"{where}: the number of fields differs from the header's")
-        text = {name: (value or "").strip() for name, value in row.items()}
-        if not text["path"]:
-            raise InputError(f"{where}: the path is empty")
-        splits = {name: value or None for name, value in text.items() if name.startswith("split")}
+    def _check_labels(self) -> None:
+        known = _classes(self.class_names, self.label_separator)
+        unknown = {
+            label
+            for label in {record.label for _, record in self._listing.used}
+            if label is None or not known.issuperset(split_label(label, self.label_separator))
+        }
+        record = (
+            next((record for _, record in self._listing.used if record.label in unknown), None) if unknown else None
+        )
+        if record is not None and record.label is None:
+            none = f", and a video of no class has the label {self.label_separator}" if self.label_separator else ""
+            raise InputError(f"{self.path} gives no label for {record.path}; only predict can do without{none}")
+        if record is not None:
+            raise InputError(
+                f"{self.path} gives {record.path} the label {record.label!r}, which is not one of the classes "
+                f"{', '.join(self.class_names)}"
+            )
+
+
+class ManifestLines:
+    """The lines of a CSV file that lists videos; a million of them take seconds and a few hundred megabytes.
+
+    Args:
+        path: The file.
+        root: The folder that its paths are relative to.
+        columns: Its first line.
+
+    Attributes:
+        splits: The split of each line by each of the file's split columns.
+        records: The video of each line.
+
+    Raises:
+        InputError: The columns are others than those of such files.
+    """
+
+    def __init__(self, path: Path, root: Path, columns: Sequence[str]) -> None:
+        known = [name for name in columns if name in COLUMNS or NUMBERED_SPLIT.fullmatch(name)]
+        if "path" not in columns or known != columns or len({*columns}) < len(columns):
+            raise InputError(
+                f"{path} has the columns {', '.join(columns) or '(none)'}; "
+                f"expected path,label and any of {','.join(COLUMNS[2:])},split1,split2,..., each once"
+            )
+        self.path = path
+        self.root = root
+        self.prefix = str(root / "x")[:-1]
+        self.columns = columns
+        self.places = [columns.index(name) if name in columns else -1 for name in COLUMNS]
+        self.split_columns = {name: place for place, name in enumerate(columns) if name.startswith("split")}
+        self.splits: list[dict[str, str | None]] = []
+        self.records: list[VideoRecord] = []
+        self.known_splits: dict[tuple[str, ...], dict[str, str | None]] = {}
+        self.known_words: dict[str, str | None] = {"": None}
+
+    def add(self, line: int, cells: Sequence[str]) -> None:
+        """Take in a line.
+
+        Raises:
+            InputError: Something in it cannot be used; the message names the line.
+        """
+        if len(cells) != len(self.columns):
+            raise InputError(f"{self.path}, line {line}: the number of fields differs from the header's")
+        path, label, _, start, end, group = ["" if place < 0 else cells[place].strip() for place in self.places]
+        if not path:
+            raise InputError(f"{self.path}, line {line}: the path is empty")
+        start_seconds = self._seconds(line, "start_seconds", start) if start else 0.0
+        end_seconds = self._seconds(line, "end_seconds", end) if end else None
+        if end_seconds is not None and end_seconds <= start_seconds:
+            raise InputError(
+                f"{self.path}, line {line}: end_seconds={end_seconds:g} is not after start_seconds={start_seconds:g}"
+            )
+        named = tuple(cells[place] for place in self.split_columns.values())
+        self.splits.append(self.known_splits.get(named) or self._split(line, named))
+        words = self.known_words  # the same text is kept once
+        label_word = words[label] if label in words else self._word(line, "label", label)
+        group_word = words[group] if group in words else self._word(line, "group", group)
+        self.records.append(VideoRecord(self._place(path), label_word, start_seconds, end_seconds, group_word))
+
+    def _place(self, path: str) -> str:
+        """Return where a video is, as `str(root / path)` writes it."""
+        is_plain = path[0] not in "./~" and path[-1] != "/" and "//" not in path and "/." not in path
+        return self.prefix + path if is_plain and os.sep == "/" else str(self.root / path)
+
+    def _split(self, line: int, named: tuple[str, ...]) -> dict[str, str | None]:
+        splits = {name: text.strip() or None for name, text in zip(self.split_columns, named, strict=True)}
         for name, split in splits.items():
             if split is not None and split not in SPLITS:
-                raise InputError(f"{where}: {name}={split!r} is not one of {', '.join(SPLITS)}")
-        start = self._seconds(where, "start_seconds", text.get("start_seconds")) or 0.0
-        end = self._seconds(where, "end_seconds", text.get("end_seconds"))
-        if end is not None and end <= start:
-            raise InputError(f"{where}: end_seconds={end:g} is not after start_seconds={start:g}")
-        path = str(self.root / text["path"])
-        return splits, VideoRecord(path, text.get("label") or None, start, end, text.get("group") or None)
+                raise InputError(f"{self.path}, line {line}: {name}={split!r} is not one of {', '.join(SPLITS)}")
+        self.known_splits[named] = splits
+        return splits
 
-    @staticmethod
-    def _seconds(where: str, name: str, text: str | None) -> float | None:
-        if not text:
-            return None
+    def _word(self, line: int, column: str, text: str) -> str:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{self.path} cannot be read as CSV: line {line}, column {column}: {printable(text)!r} is not UTF-8"
+            ) from None
+        self.known_words[text] = text
+        return text
+
+    def _seconds(self, line: int, name: str, text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = -1.0
         if not 0 <= value < float("inf"):
-            raise InputError(f"{where}: {name}={text!r} is not a number of seconds from 0 on")
+            raise InputError(f"{self.path}, line {line}: {name}={text!r} is not a number of seconds from 0 on")
         return value
-
-    def _check_labels(self) -> None:
-        known = _classes(self.class_names, self.label_separator)
-        for _, record in self._listing.used:
-            if record.label is None:
-                none = f", and a video of no class has the label {self.label_separator}" if self.label_separator else ""
-                raise InputError(f"{self.path} gives no label for {record.path}; only predict can do without{none}")
-            if not known.issuperset(split_label(record.label, self.label_separator)):
-                raise InputError(
-                    f"{self.path} gives {record.path} the label {record.label!r}, which is not one of the classes "
-                    f"{', '.join(self.class_names)}"
-                )
 
 
 def _classes(labels: Collection[str], separator: str | None) -> set[str]:
@@ -324,4 +399,14 @@ def _shares(val: float, test: float) -> dict[str, float]:
 
 def videos_below(folder: Path) -> Sequence[Path]:
     """Return the video files anywhere below a folder, known by their endings, sorted."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+    found = []
+    for place, _, names in os.walk(
+        folder, onerror=_warn
+    ):  # links to folders are not followed: they may lead in circles
+        paths = (Path(place, name) for name in names)
+        found += [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(path)]
+    return sorted(found)
+
+
+def _warn(error: OSError) -> None:
+    logger.warning("the folder %s cannot be read and is left out: %s", error.filename, error.strerror)

@@ -212,8 +212,11 @@ def test_csv_says_what_is_wrong(tmp_path, text, message):
 def test_csv_that_is_not_there_or_not_text(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         CSVManifest(str(tmp_path / "x.csv")).records("train")
-    (tmp_path / "x.csv").write_bytes(b"path,label\n\xff\xfe,x\n")
-    with pytest.raises(InputError, match="cannot be read as CSV"):
+    (tmp_path / "x.csv").write_bytes(b"path,label\na.mp4,caf\xe9\n")
+    with pytest.raises(InputError, match=r"cannot be read as CSV: line 2, column label: 'caf\\\\udce9' is not UTF-8"):
+        CSVManifest(str(tmp_path / "x.csv")).records("train")
+    (tmp_path / "x.csv").write_text("path,label\n" + "a" * 200_000 + ",x\n")
+    with pytest.raises(InputError, match=r"cannot be read as CSV: field larger than field limit"):
         CSVManifest(str(tmp_path / "x.csv")).records("train")
 
 
