@@ -23,6 +23,7 @@ from cnnbert.data_wait import DataWait
 from cnnbert.errors import InputError
 from cnnbert.loggers import complete_loggers, logger_folder, usual_logger
 from cnnbert.machine import best_device, best_precision
+from cnnbert.processes import EndTogether
 from cnnbert.runs import (
     CHECKPOINTS,
     checkpoint_settings,
@@ -46,6 +47,7 @@ class RunCLI(LightningCLI):
     report: RunReport
 
     def __init__(self, args: list[str]) -> None:
+        self.processes = EndTogether()
         super().__init__(
             ActionRecognition,
             VideoDataModule,
@@ -125,7 +127,8 @@ class RunCLI(LightningCLI):
         self.config = self.given_config  # what is saved can be run again, on another machine too
         callbacks = self._get(self.config_init, "trainer")["callbacks"] or []
         self.report = RunReport(self.folder)
-        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), self.report, DataWait(), Speed()]
+        given = callbacks if isinstance(callbacks, list) else [callbacks]
+        callbacks = [self.processes, *given, self.report, DataWait(), Speed()]
         is_logged_already = any(logger.init_args.get("log_model") for logger in self.loggers)
         callbacks.append(Dashboard(self.folder, logs_checkpoint=not is_logged_already))
         if self.subcommand == "fit":
@@ -141,17 +144,25 @@ class RunCLI(LightningCLI):
         self.save_config_kwargs = {"folder": self.folder}
         return super().instantiate_trainer(callbacks=callbacks, default_root_dir=str(self.folder), **kwargs)
 
+    def fit(self, **kwargs: Any) -> None:
+        """Train."""
+        with self.processes.told(self.trainer):
+            self.trainer.fit(**kwargs)
+
     def validate(self, **kwargs: Any) -> None:
         """Validate without Lightning's table; the report prints ours."""
-        self.trainer.validate(verbose=False, **kwargs)
+        with self.processes.told(self.trainer):
+            self.trainer.validate(verbose=False, **kwargs)
 
     def test(self, **kwargs: Any) -> None:
         """Test without Lightning's table; the report prints ours."""
-        self.trainer.test(verbose=False, **kwargs)
+        with self.processes.told(self.trainer):
+            self.trainer.test(verbose=False, **kwargs)
 
     def predict(self, **kwargs: Any) -> None:
         """Predict into the predictions file."""
-        self.trainer.predict(return_predictions=False, **kwargs)
+        with self.processes.told(self.trainer):
+            self.trainer.predict(return_predictions=False, **kwargs)
 
 
 def _option(args: list[str], names: tuple[str, ...]) -> str | None:
