@@ -116,6 +116,8 @@ class RunCLI(LightningCLI):
         if self.subcommand == "fit":
             self.given_config.fit.ckpt_path = None  # else the saved config would go on instead of training anew
         trainer = self.config[self.subcommand].trainer
+        if str(trainer.strategy).startswith("fsdp") and best_device(trainer.accelerator).type == "cpu":
+            raise InputError(f"strategy={trainer.strategy} needs GPUs, and there are none; on CPUs there is ddp")
         if trainer.precision is None:
             trainer.precision = best_precision(best_device(trainer.accelerator))
         if trainer.logger is None or trainer.logger is True:
@@ -142,7 +144,11 @@ class RunCLI(LightningCLI):
         elif self.subcommand in ("test", "predict"):
             callbacks.append(PredictionsFile(self.folder))
         self.save_config_kwargs = {"folder": self.folder}
-        return super().instantiate_trainer(callbacks=callbacks, default_root_dir=str(self.folder), **kwargs)
+        trainer = super().instantiate_trainer(callbacks=callbacks, default_root_dir=str(self.folder), **kwargs)
+        synchronized = self._get(self.config_init, "trainer")["sync_batchnorm"]
+        if synchronized and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+            raise InputError("sync_batchnorm needs GPUs: torch has it for no CPU; leave it out")
+        return trainer
 
     def fit(self, **kwargs: Any) -> None:
         """Train."""
