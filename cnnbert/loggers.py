@@ -98,7 +98,8 @@ def _complete_wandb(arguments: Namespace, folder: Path, command: str) -> None:
             arguments[name] = os.environ.get(variable) or usual
     if arguments.save_dir == HERE:
         arguments.save_dir = str(folder.absolute())  # its process may have been started elsewhere
-    if rank_zero_only.rank == 0:  # the others name theirs by another second, and put nothing there
+    # The other processes of a run may have named its folder by another second, and put nothing there.
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         folder.mkdir(parents=True, exist_ok=True)
     arguments.mode = arguments.get("mode") or os.environ.get("WANDB_MODE")
     if not (arguments.offline or arguments.mode or wandb.login(prompt=False, verify=False)):

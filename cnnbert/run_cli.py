@@ -151,7 +151,8 @@ class RunCLI(LightningCLI):
         return trainer
 
     def fit(self, **kwargs: Any) -> None:
-        """Train."""
+        """Train; a run that goes on has its weights from the checkpoint and needs no pretrained ones."""
+        self.model.backbone.was_loaded |= kwargs.get("ckpt_path") is not None
         with self.processes.told(self.trainer):
             self.trainer.fit(**kwargs)
 

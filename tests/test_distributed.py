@@ -39,7 +39,14 @@ def environment() -> dict[str, str]:
 def started(words: Sequence[str], log: Path) -> subprocess.Popen[str]:
     """Start Python with what it says going to a file."""
     with log.open("w") as file:
-        return subprocess.Popen([sys.executable, *words], stdout=file, stderr=file, text=True, env=environment())
+        return subprocess.Popen(
+            [sys.executable, *words],
+            stdout=file,
+            stderr=file,
+            text=True,
+            env=environment(),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        )
 
 
 def several(commands: Sequence[Sequence[str]], timeout: float = 300) -> str:
@@ -127,7 +134,11 @@ def test_every_remainder(separator: str | None, workplace: Path) -> None:
 
     commands = {}
     for number in range(9, 14):
-        for command, fold, folder in (("test", 1, "bad"), ("validate", 2, "good"), ("predict", 1, ("bad", "good")[number % 2])):
+        for command, fold, folder in (
+            ("test", 1, "bad"),
+            ("validate", 2, "good"),
+            ("predict", 1, ("bad", "good")[number % 2]),
+        ):
             data = [f"--data.source.path={folder}/{number}.csv", f"--data.source.fold={fold}", "--data.batch_size=2"]
             commands[f"{folder}-{number}-{command}"] = [command, checkpoint, *data, *TINY_RUN[1:], *QUIET, EXACT]
     for name, words in commands.items():
@@ -165,13 +176,12 @@ def test_nobody_waits_for_batches(workplace: Path, videos: Path) -> None:
         "accumulated": (["--data.batch_size=1", many, "--trainer.accumulate_grad_batches=4"], 6, 4),
     }
     folders = {"broken": "broken", "odd": "odd", "accumulated": "broken"}
-    several(
-        [
-            ["fit", *TINY_MODEL, *source(Path(folders.get(name, "eleven"))), *TINY_RUN, *QUIET, *options]
-            + ["--trainer.max_epochs=2", root(f"two/{name}")]
-            for name, (options, *_) in cases.items()
-        ]
-    )
+    commands = []
+    for name, (options, *_) in cases.items():
+        data = source(Path(folders.get(name, "eleven")))
+        always = [*TINY_MODEL, *data, *TINY_RUN, *QUIET, "--trainer.max_epochs=2"]
+        commands.append(["fit", *always, *options, root(f"two/{name}")])
+    several(commands)
     for name, (_, share, batch) in cases.items():
         last = last_checkpoint(f"two/{name}")
         assert (last["epoch"], last["global_step"]) == (1, 2 * math.ceil(share / batch)), name
@@ -202,8 +212,12 @@ class DyingRun:
         """Let a process fail, and return the exit status and what was said; within a minute, and of all of them."""
         children = self.children()
         assert len(children) == 1
-        Path("order").write_text(how)
-        Path("order").rename(f"die-{rank}")
+        if how == "interrupted":  # as a terminal does it
+            for pid in (self.process.pid, *children):
+                os.kill(pid, signal.SIGINT)
+        else:
+            Path("order").write_text(how)
+            Path("order").rename(f"die-{rank}")
         try:
             status = self.process.wait(60)
             end = time.monotonic() + 30
@@ -218,7 +232,9 @@ class DyingRun:
         return status, self.log.read_text()
 
     def children(self) -> list[int]:
-        return [int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
+        return [
+            int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        ]
 
 
 def is_running(pid: int) -> bool:
@@ -255,9 +271,13 @@ def test_all_end_when_one_fails(workplace: Path, videos: Path) -> None:
     assert "[rank0]: RuntimeError: the disk is on fire\n" in said and said.count("(most recent call last)") == 1
     assert "cnnbert: error: rank 1 of 2 stops, since rank 0 has ended\n" in said
 
+    status, said = DyingRun("--ckpt_path=last", log="5").fail(0, "interrupted")
+    assert status == 1 and "Traceback" not in said
+    assert "\nstopped; to go on: cnnbert fit --ckpt_path runs/run/fit-" in said
+
     epoch = last_checkpoint()["epoch"]
-    with started(["-m", "cnnbert", "fit", "--ckpt_path=last", f"--trainer.max_epochs={epoch + 2}"], Path("5")) as run:
-        assert run.wait(120) == 0, Path("5").read_text()
+    with started(["-m", "cnnbert", "fit", "--ckpt_path=last", f"--trainer.max_epochs={epoch + 2}"], Path("6")) as run:
+        assert run.wait(120) == 0, Path("6").read_text()
     assert last_checkpoint()["epoch"] == epoch + 1
     assert only("runs", "checkpoints/last.ckpt").parent.parent.is_dir()  # one run, six times
 
@@ -275,25 +295,21 @@ def test_sharded_networks(workplace: Path, videos: Path) -> None:
     new = ["--data.batch_size=1", "--data.max_failed_share=0.2", "--model.backbone.weights=weights.pth"]
     still = ["--model.optimizer=SGD", "--model.optimizer.lr=0"]
     fit = ["fit", *TINY_MODEL, *source(Path("mine")), *options, *new]
-    judged = ["--ckpt_path=fits/run/last.ckpt", *options[1:], "--data.batch_size=2"]
-    several(
-        [
-            [*fit, *still, root("still")],
-            [*fit, root("fits")],
-            ["fit", "--ckpt_path=last", root("fits"), "--trainer.max_epochs=2"],
-        ]
-    )
+    several([[*fit, *still, root("still")], [*fit, root("fits")]])
     pretrained = torch.load("weights.pth", weights_only=True)
     kept = last_checkpoint("still")["state_dict"]
-    assert all(torch.equal(kept[f"backbone.{name}"], value) for name, value in pretrained.items() if "conv" in name)
+    frozen = {name: value for name, value in pretrained.items() if name.endswith("weight")}
+    assert all(torch.equal(kept[f"backbone.{name}"], value) for name, value in frozen.items())
+    path = only("fits", "checkpoints/last.ckpt")
+    Path("weights.pth").unlink()
+    judged = [f"--ckpt_path={path}", *TINY_RUN[1:], *QUIET, EXACT]
+    go_on = ["fit", "--ckpt_path=last", root("fits"), "--trainer.max_epochs=2"]
+    several([go_on, *([name, *judged, SHARDED, root(f"two/{name}")] for name in ("validate", "test"))])
     last = last_checkpoint("fits")
     assert (last["epoch"], last["global_step"]) == (1, 12)
-    path = only("fits", "checkpoints/last.ckpt")
     assert cnnbert.load(path).class_names == COLOURS
-    judged = [f"--ckpt_path={path}", *options[1:], "--data.batch_size=2"]
-    several([[name, *judged, root(f"two/{name}")] for name in ("validate", "test")])
     for name in ("validate", "test"):
-        assert main([name, *judged[:-1], "--trainer.strategy=auto", "--data.batch_size=2", root(f"one/{name}")]) == 0
+        assert main([name, *judged, root(f"one/{name}")]) == 0
         assert_same_results(f"one/{name}", f"two/{name}")
     assert_same_predictions("one/test", "two/test")
 

@@ -209,8 +209,8 @@ class ActionRecognition(LightningModule):
                 )
         if self.channels_last:
             self.lay_out_channels_last()
-        # A sharding strategy takes the network apart next, so that no process has all of it to load weights into.
-        if stage == "fit" and self.trainer.strategy.restore_checkpoint_after_setup and self.trainer.ckpt_path is None:
+        # A sharding strategy takes the network apart next, and no process has all of it any more to load weights into.
+        if stage == "fit" and self.trainer.strategy.restore_checkpoint_after_setup:
             self._load_pretrained()
 
     def lay_out_channels_last(self) -> None:
