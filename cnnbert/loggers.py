@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from pytorch_lightning import __version__ as lightning_version
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 import cnnbert
 from cnnbert.data.datamodule import VideoDataModule
@@ -98,7 +98,9 @@ def _complete_wandb(arguments: Namespace, folder: Path, command: str) -> None:
             arguments[name] = os.environ.get(variable) or usual
     if arguments.save_dir == HERE:
         arguments.save_dir = str(folder.absolute())  # its process may have been started elsewhere
-    folder.mkdir(parents=True, exist_ok=True)
+    # The other processes of a run may have named its folder by another second, and put nothing there.
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        folder.mkdir(parents=True, exist_ok=True)
     arguments.mode = arguments.get("mode") or os.environ.get("WANDB_MODE")
     if not (arguments.offline or arguments.mode or wandb.login(prompt=False, verify=False)):
         arguments.mode = "offline"

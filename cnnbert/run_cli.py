@@ -29,6 +29,7 @@ from cnnbert.finite_numbers import FiniteNumbers
 from cnnbert.full_memory import full_in_run, memory_told
 from cnnbert.loggers import complete_loggers, logger_folder, usual_logger
 from cnnbert.machine import best_device, best_precision
+from cnnbert.processes import EndTogether
 from cnnbert.resuming import GracefulStop, RandomState, RecentCheckpoint
 from cnnbert.runs import (
     CHECKPOINTS,
@@ -53,6 +54,7 @@ class RunCLI(LightningCLI):
     report: RunReport
 
     def __init__(self, args: list[str]) -> None:
+        self.processes = EndTogether()
         super().__init__(
             ActionRecognition,
             VideoDataModule,
@@ -128,6 +130,8 @@ class RunCLI(LightningCLI):
         if self.subcommand == "fit":
             self.given_config.fit.ckpt_path = None  # else the saved config would go on instead of training anew
         trainer = self.config[self.subcommand].trainer
+        if str(trainer.strategy).startswith("fsdp") and best_device(trainer.accelerator).type == "cpu":
+            raise InputError(f"strategy={trainer.strategy} needs GPUs, and there are none; on CPUs there is ddp")
         if trainer.precision is None:
             trainer.precision = best_precision(best_device(trainer.accelerator))
         if trainer.logger is None or trainer.logger is True:
@@ -139,9 +143,10 @@ class RunCLI(LightningCLI):
         self.config = self.given_config  # what is saved can be run again, on another machine too
         callbacks = self._get(self.config_init, "trainer")["callbacks"] or []
         self.report = RunReport(self.folder)
-        # The numbers first, as what comes later asks whether a checkpoint is saved on the way out.
+        given = callbacks if isinstance(callbacks, list) else [callbacks]
+        # The numbers before what asks whether a checkpoint is saved on the way out.
         ours = [FiniteNumbers(), ChanceLevel(), self.report, DataWait(), Speed()]
-        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), *ours]
+        callbacks = [self.processes, *given, *ours]
         is_logged_already = any(logger.init_args.get("log_model") for logger in self.loggers)
         callbacks.append(Dashboard(self.folder, logs_checkpoint=not is_logged_already))
         if self.subcommand == "fit":
@@ -159,6 +164,9 @@ class RunCLI(LightningCLI):
         self.save_config_kwargs = {"folder": self.folder}
         trainer = super().instantiate_trainer(callbacks=callbacks, default_root_dir=str(self.folder), **kwargs)
         write_whole_checkpoints(trainer)
+        synchronized = self._get(self.config_init, "trainer")["sync_batchnorm"]
+        if synchronized and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+            raise InputError("sync_batchnorm needs GPUs: torch has it for no CPU; leave it out")
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -166,17 +174,26 @@ class RunCLI(LightningCLI):
         with memory_told(lambda: full_in_run(self.trainer)):
             super()._run_subcommand(subcommand)
 
+    def fit(self, **kwargs: Any) -> None:
+        """Train; a run that goes on has its weights from the checkpoint and needs no pretrained ones."""
+        self.model.backbone.was_loaded |= kwargs.get("ckpt_path") is not None
+        with self.processes.told(self.trainer):
+            self.trainer.fit(**kwargs)
+
     def validate(self, **kwargs: Any) -> None:
         """Validate without Lightning's table; the report prints ours."""
-        self.trainer.validate(verbose=False, **kwargs)
+        with self.processes.told(self.trainer):
+            self.trainer.validate(verbose=False, **kwargs)
 
     def test(self, **kwargs: Any) -> None:
         """Test without Lightning's table; the report prints ours."""
-        self.trainer.test(verbose=False, **kwargs)
+        with self.processes.told(self.trainer):
+            self.trainer.test(verbose=False, **kwargs)
 
     def predict(self, **kwargs: Any) -> None:
         """Predict into the predictions file."""
-        self.trainer.predict(return_predictions=False, **kwargs)
+        with self.processes.told(self.trainer):
+            self.trainer.predict(return_predictions=False, **kwargs)
 
 
 def _option(args: list[str], names: tuple[str, ...]) -> str | None:

@@ -231,6 +231,9 @@ class ActionRecognition(LightningModule):
             self.lay_out_channels_last()
         if self.compile_backbone and stage == "fit":
             self.backbone.compile()
+        # A sharding strategy takes the network apart next, and no process has all of it any more to load weights into.
+        if stage == "fit" and self.trainer.strategy.restore_checkpoint_after_setup:
+            self._load_pretrained()
 
     def lay_out_channels_last(self) -> None:
         """Lay out the weights of the backbone's convolutions with the channels innermost."""
@@ -258,8 +261,7 @@ class ActionRecognition(LightningModule):
                 self.loss.pos_weight = self._balanced_positives(data)
             else:
                 self.loss.weight = self._balanced_weights(data)
-        if self.backbone.weights is not None and not self.backbone.was_loaded:
-            self._load_pretrained()
+        self._load_pretrained()
         self.train()
 
     def _balanced_weights(self, data: Any) -> Tensor:
@@ -284,11 +286,8 @@ class ActionRecognition(LightningModule):
         return ((len(labels) - sizes) / sizes).to(self.device)
 
     def _load_pretrained(self) -> None:
-        if self.trainer.strategy.restore_checkpoint_after_setup:
-            raise InputError(
-                f"{type(self.trainer.strategy).__name__} has taken the network apart before its pretrained weights can "
-                "be loaded; call model.backbone.load_pretrained() before fit, or use the strategy ddp"
-            )
+        if self.backbone.weights is None or self.backbone.was_loaded:
+            return
         try:
             if self.trainer.local_rank == 0:
                 self.backbone.fetch_pretrained()  # once a machine
@@ -462,6 +461,8 @@ class ActionRecognition(LightningModule):
         if checkpoint.get("hyper_parameters", {}).get("multi_label", False) != self.multi_label:
             kind = "one class; set label_separator to null" if self.multi_label else "several; set label_separator"
             raise InputError(f"the checkpoint is of a model that gives a video {kind}")
+        if "state_dict" not in checkpoint:  # a sharding strategy has loaded it, and would have refused others
+            return
         theirs, ours = checkpoint["state_dict"], self.state_dict()
         resizable = {f"head.{name}" for name in self.head.resizable}
         missing = [name for name in ours if name not in theirs]
