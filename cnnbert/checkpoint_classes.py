@@ -192,5 +192,6 @@ def _is_name(text: Any) -> bool:
 
 def _derived(base: type) -> Iterator[type]:
     yield base
-    for kind in base.__subclasses__():
+    below: list[type] = base.__subclasses__()
+    for kind in below:
         yield from _derived(kind)
