@@ -36,30 +36,28 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
 
 
-def started(words: Sequence[str], log: Path) -> subprocess.Popen[str]:
-    """Start Python with what it says going to a file."""
+def started(words: Sequence[str], log: Path, more: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start Python with more variables, and with what it says going to a file."""
     with log.open("w") as file:
         return subprocess.Popen(
             [sys.executable, *words],
             stdout=file,
             stderr=file,
             text=True,
-            env=environment(),
+            env={**environment(), **(more or {})},
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
 
 
-def several(commands: Sequence[Sequence[str]], timeout: float = 300) -> str:
-    """Run commands of ours by one start of two processes, and return what they say."""
-    Path("commands.json").write_text(json.dumps([[*command, DEVICES] for command in commands]))
+def several(commands: Sequence[Sequence[str]], devices: str = DEVICES, timeout: float = 300) -> None:
+    """Run commands of ours by one start of two processes."""
+    Path("commands.json").write_text(json.dumps([[*command, devices] for command in commands]))
     with started(["-m", "several_runs", "commands.json"], Path("log.txt")) as process:
         try:
             status = process.wait(timeout)
         finally:
             process.kill()
-    said = Path("log.txt").read_text()
-    assert status == 0, said
-    return said
+    assert status == 0, Path("log.txt").read_text()
 
 
 def source(root: Path) -> list[str]:
@@ -273,7 +271,7 @@ def test_all_end_when_one_fails(workplace: Path, videos: Path) -> None:
 
     status, said = DyingRun("--ckpt_path=last", log="5").fail(0, "interrupted")
     assert status == 1 and "Traceback" not in said
-    assert "\nstopped; to go on: cnnbert fit --ckpt_path runs/run/fit-" in said
+    assert "\nstopped; to go on: cnnbert fit --ckpt_path " in said
 
     epoch = last_checkpoint()["epoch"]
     with started(["-m", "cnnbert", "fit", "--ckpt_path=last", f"--trainer.max_epochs={epoch + 2}"], Path("6")) as run:
@@ -322,16 +320,15 @@ def test_two_nodes(workplace: Path, videos: Path) -> None:
     assert len(list(Path("runs/run").iterdir())) == 1
     assert len(list(Path("runs").glob("*/*/wandb/offline-run-*"))) == 1
     assert last_checkpoint()["global_step"] == 3
-    test = ["test", "--ckpt_path=best", *TINY_RUN[1:], EXACT, "--data.batch_size=2", *QUIET]
-    on_nodes([*test, root("runs")])
-    assert len(list(Path("runs/run").iterdir())) == 2
     best = only("runs", "checkpoints/best.ckpt")
-    assert main([*test, f"--ckpt_path={best}", root("one")]) == 0
-    for name in ("results.json", "predictions.csv"):
-        Path("two/run/test").mkdir(parents=True, exist_ok=True)
-        shutil.copy(only("runs", name), Path("two/run/test"))
-    assert_same_results("one", "two")
-    assert_same_predictions("one", "two")
+    test = ["test", f"--ckpt_path={best}", *TINY_RUN[1:], EXACT, "--data.batch_size=2", *QUIET]
+    assert main([*test, root("one")]) == 0
+    on_nodes([*test, root("two")])
+    by_slurm([*test, root("slurm")])
+    for place in ("two", "slurm"):
+        assert len(list(Path(place, "run").iterdir())) == 1
+        assert_same_results("one", place)
+        assert_same_predictions("one", place)
 
 
 def on_nodes(command: list[str]) -> None:
@@ -342,13 +339,68 @@ def on_nodes(command: list[str]) -> None:
     words = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
     words += [f"--master_port={port}"]
     ours = ["-m", "cnnbert", *command, "--trainer.num_nodes=2", "--trainer.devices=1"]
-    nodes = [started([*words, f"--node_rank={rank}", *ours], Path(f"node{rank}.txt")) for rank in (0, 1)]
+    all_end_well([started([*words, f"--node_rank={rank}", *ours], Path(f"node{rank}.txt")) for rank in (0, 1)])
+
+
+def by_slurm(command: list[str]) -> None:
+    """Run a command as `srun` does on two nodes, by the variables that it sets."""
+    job = {"JOB_ID": str(os.getpid()), "JOB_NAME": "train", "NTASKS": 2, "NTASKS_PER_NODE": 1, "NNODES": 2}
+    nodes = []
+    for rank in (0, 1):
+        variables = {**job, "PROCID": rank, "LOCALID": 0, "NODEID": rank, "NODELIST": "127.0.0.1"}
+        ours = ["-m", "cnnbert", *command, "--trainer.num_nodes=2", "--trainer.devices=1"]
+        more = {f"SLURM_{name}": str(value) for name, value in variables.items()}
+        nodes.append(started(ours, Path(f"node{rank}.txt"), more))
+    all_end_well(nodes)
+
+
+def all_end_well(nodes: Sequence[subprocess.Popen[str]]) -> None:
     try:
         statuses = [node.wait(150) for node in nodes]
     finally:
         for node in nodes:
             node.terminate()  # it ends its own
     assert statuses == [0, 0], Path("node0.txt").read_text() + Path("node1.txt").read_text()
+
+
+@pytest.mark.gpu
+def test_on_gpus(workplace: Path, videos: Path) -> None:
+    """BatchNorm over all GPUs, and FSDP as it is called by its name; on as many GPUs as there are."""
+    if not torch.cuda.is_available():
+        (pytest.fail if os.environ.get("REQUIRE_GPU") == "1" else pytest.skip)("no GPU")
+    always = [*TINY_MODEL, *source(videos), *TINY_RUN, *QUIET, "--trainer.accelerator=gpu", "--data.batch_size=2"]
+    synchronized = ["--trainer.strategy=ddp", "--trainer.sync_batchnorm=true", "--data.max_failed_share=0"]
+    commands = [
+        ["fit", *always, *synchronized, root("synchronized")],
+        ["fit", *always, "--trainer.strategy=fsdp", root("sharded")],
+    ]
+    commands += [
+        ["fit", "--ckpt_path=last", "--trainer.max_epochs=2", root(name)] for name in ("synchronized", "sharded")
+    ]
+    several(commands, f"--trainer.devices={torch.cuda.device_count()}")
+    for name in ("synchronized", "sharded"):
+        assert last_checkpoint(name)["epoch"] == 1
+        path = only(name, "checkpoints/last.ckpt")
+        assert main(["test", f"--ckpt_path={path}", *QUIET, root(f"{name}/test")]) == 0
+        assert not any("Sync" in type(module).__name__ for module in cnnbert.load(path).modules())
+
+
+def test_a_process_that_hangs_ends_too() -> None:
+    """Such as one that waits on a GPU, and learns nothing of a broken connection."""
+    hang = "import time; from cnnbert import processes; processes.SECONDS_TO_FAIL = 1; both = processes.EndTogether(); "
+    first = f"import subprocess, sys, types; {hang} kill = 'import os; os.kill(os.getpid(), 9)'; "
+    first += "launcher = types.SimpleNamespace(procs=[subprocess.Popen([sys.executable, '-c', kill])]); "
+    first += "strategy = types.SimpleNamespace(launcher=launcher); "
+    first += "both.setup(types.SimpleNamespace(strategy=strategy, global_rank=0, world_size=2), None, 'fit'); "
+    done = subprocess.run([sys.executable, "-c", f"{first} time.sleep(99)"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    told = "rank 0 of 2 is stopped, since rank 1 was ended by SIGKILL, by hand or because memory ran out"
+    assert done.stderr == f"cnnbert: error: {told}\n"
+
+    child = ["env", "LOCAL_RANK=1", sys.executable, "-c", f"{hang} time.sleep(99)"]
+    first = f"import subprocess; from cnnbert.processes import EndTogether; EndTogether(); subprocess.Popen({child!r})"
+    done = subprocess.run([sys.executable, "-c", first], capture_output=True, text=True, timeout=60)  # until both end
+    assert (done.returncode, done.stderr) == (0, "cnnbert: error: this process is stopped, since rank 0 has ended\n")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from typing import get_args, get_type_hints
 import ltm_network
 import pytest
 import torch
+import torch.distributed.run
+import yaml
 from conftest import TINY_DATA, TINY_MODEL, TINY_RUN, write_video
 from test_ltm import small, small_config, write_checkpoint, write_names
 from test_predictions import write_predictions
@@ -52,7 +54,7 @@ def test_every_block_is_known():
     """Commands of another kind would need a test of their own; CI runs the two lines that install."""
     words = {shlex.split(part)[0] for block in blocks("bash") for part in re.split(r"&&|\n", block) if part.strip()}
     assert words == {"python3", ".venv/bin/pip", ".venv/bin/cnnbert", ".venv/bin/pytest", "cnnbert"}
-    assert len(commands()) == 21
+    assert len(commands()) == 22
 
 
 def test_your_own_videos(workplace, videos):
@@ -77,6 +79,26 @@ def test_your_own_videos(workplace, videos):
         *(f"a.explained.{kind}" for kind in ("png", "mp4", "html")),
     }
     assert {path.name for path in workplace.iterdir()} == {"my_videos", "new_videos", "runs", *written}
+
+
+def test_several_gpus_and_machines(workplace, capsys, monkeypatch):
+    """The options are there and the devices are what they say; tests/test_distributed.py has the processes."""
+    section = README.split("## Several GPUs")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if "cnnbert fit --config" in line]
+    for line in lines:
+        before, words = line.split("cnnbert fit ")
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", *shlex.split(words), "--print_config"])
+        assert stop.value.code == 0
+        assert yaml.safe_load(capsys.readouterr().out)["trainer"]["devices"] == "2"
+        if before.startswith("torchrun"):
+            launched = torch.distributed.run.parse_args([*shlex.split(before)[1:], "cnnbert"])
+            assert (launched.nnodes, launched.nproc_per_node, launched.module) == ("2", "2", True)
+    assert len(lines) == 3
+    for options in re.findall(r"`(--(?:trainer|data)\.[^`]*)`", section):
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", *shlex.split(options), "--print_config"])
+        assert stop.value.code == 0
 
 
 def test_preview(workplace, videos):
