@@ -122,9 +122,7 @@ def _entries_of_path(path: Path) -> list[Entry]:
     if os.path.isdir(path):
         return [_placed(path, record.path) for record in Folder(str(path)).records("predict")]
     if not os.path.isfile(path):
-        raise InputError(
-            f"{path} is not there, or no file; give a folder of videos, a video, or a file that lists videos"
-        )
+        raise InputError(f"{path} does not exist; give a folder of videos, a video, or a file that lists videos")
     if path.suffix.lower() == ".csv":
         entries = _entries_of_csv(path)
     elif path.suffix.lower() in (".txt", ".lst", ".list"):
