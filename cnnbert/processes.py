@@ -101,7 +101,8 @@ class EndTogether(Callback):
                     raise SystemExit(1) from error
                 raise InputError(f"{self.name} stops, since {self._lost()}") from error
             if self.children and may_be_lost and not is_mistake and _happens(lambda: self._lost() is not None):
-                advice = "; to go on: cnnbert fit --ckpt_path last" if trainer.state.fn == "fit" else ""
+                saved = [path for path in map(_last, trainer.checkpoint_callbacks) if path]
+                advice = f"; to go on: cnnbert fit --ckpt_path {saved[0]}" if saved else ""
                 raise InputError(f"{self.name} stops, since {self._lost()}{advice}") from error
             if is_mistake and self.first_rank > 0:
                 raise InputError(f"{self.name}: {error}") from error
@@ -144,6 +145,11 @@ class EndTogether(Callback):
 
 def _wait_for_nobody(name: str | None = None) -> None:
     """Do nothing where processes wait for each other."""
+
+
+def _last(callback: object) -> str:
+    """Return the last checkpoint that a callback has saved, if it is for going on."""
+    return callback.best_model_path if isinstance(callback, ModelCheckpoint) and callback.monitor is None else ""
 
 
 def _happens(condition: Callable[[], bool]) -> bool:

@@ -229,6 +229,7 @@ def test_two_processes_log_once(workplace, videos):
     ddp = ["--trainer.devices=2", "--trainer.strategy=ddp"]
     command = [sys.executable, "-m", "cnnbert", "fit", *TINY_MODEL, *data, *TINY_RUN, *WANDB, *ddp]
     subprocess.run(command, capture_output=True, text=True, check=True)
+    assert len(list(workplace.glob("runs/*/*"))) == 1
     path = run_file(workplace, "fit")
     assert sum(row["videos"] for row in last(path, "val/classes")) == 6
     assert len(last(path, "val/worst_videos")) == 6
