@@ -47,11 +47,8 @@ class EndTogether(Callback):
         self.first_rank, self.num_ranks = 0, 1
         self.error_time: float | None = None
         self.is_done = self.is_watching = False
-        parent = int(os.environ.get(PARENT, os.getpid()))
-        self.parent = None if parent == os.getpid() or "LOCAL_RANK" not in os.environ else parent
-        if self.parent is None:
-            os.environ[PARENT] = str(os.getpid())
-        else:
+        self.parent = int(os.environ[PARENT]) if PARENT in os.environ else None
+        if self.parent is not None:
             self._watch()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -84,11 +81,13 @@ class EndTogether(Callback):
 
     @contextmanager
     def told(self, trainer: Trainer) -> Iterator[None]:
-        """Run what is inside; where it fails, raise what the user is to be told.
+        """Run what is inside, which starts the other processes; where it fails, raise what the user is to be told.
 
         Raises:
             InputError: It has failed because another process did, or by the user's mistake.
         """
+        if self.parent is None:
+            os.environ[PARENT] = str(os.getpid())
         try:
             yield
         except Exception as error:
@@ -107,6 +106,9 @@ class EndTogether(Callback):
             if is_mistake and self.first_rank > 0:
                 raise InputError(f"{self.name}: {error}") from error
             raise
+        finally:
+            if self.parent is None:
+                del os.environ[PARENT]
 
     def _watch(self) -> None:
         if not self.is_watching:

@@ -404,8 +404,9 @@ def test_a_process_that_hangs_ends_too() -> None:
     told = "rank 0 of 2 is stopped, since rank 1 was ended by SIGKILL, by hand or because memory ran out"
     assert done.stderr == f"cnnbert: error: {told}\n"
 
-    child = ["env", "LOCAL_RANK=1", sys.executable, "-c", f"{hang} time.sleep(99)"]
-    first = f"import subprocess; from cnnbert.processes import EndTogether; EndTogether(); subprocess.Popen({child!r})"
+    child = [sys.executable, "-c", f"{hang} time.sleep(99)"]
+    first = "import subprocess; from cnnbert.processes import EndTogether\n"
+    first += f"with EndTogether().told(None): subprocess.Popen({child!r})"
     done = subprocess.run([sys.executable, "-c", first], capture_output=True, text=True, timeout=120)  # until both end
     assert (done.returncode, done.stderr) == (0, "cnnbert: error: this process is stopped, since rank 0 has ended\n")
 
