@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,30 +171,31 @@ class RunCLI(LightningCLI):
             raise InputError("sync_batchnorm needs GPUs: torch has it for no CPU; leave it out")
         return trainer
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run it, and say what to do where a device's memory is too small."""
-        with memory_told(lambda: full_in_run(self.trainer)):
-            super()._run_subcommand(subcommand)
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say what to do where a process fails or a device's memory is too small."""
+        with self.processes.told(self.trainer), memory_told(lambda: full_in_run(self.trainer)):
+            yield
 
     def fit(self, **kwargs: Any) -> None:
         """Train; a run that goes on has its weights from the checkpoint and needs no pretrained ones."""
         self.model.backbone.was_loaded |= kwargs.get("ckpt_path") is not None
-        with self.processes.told(self.trainer):
+        with self._told():
             self.trainer.fit(**kwargs)
 
     def validate(self, **kwargs: Any) -> None:
         """Validate without Lightning's table; the report prints ours."""
-        with self.processes.told(self.trainer):
+        with self._told():
             self.trainer.validate(verbose=False, **kwargs)
 
     def test(self, **kwargs: Any) -> None:
         """Test without Lightning's table; the report prints ours."""
-        with self.processes.told(self.trainer):
+        with self._told():
             self.trainer.test(verbose=False, **kwargs)
 
     def predict(self, **kwargs: Any) -> None:
         """Predict into the predictions file."""
-        with self.processes.told(self.trainer):
+        with self._told():
             self.trainer.predict(return_predictions=False, **kwargs)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,6 +54,18 @@ def test_the_card_is_named(workplace, videos, capsys, monkeypatch):
         "the GPU has run out of memory: Tesla V100, 32.0 GiB, of which this process took 31.0 GiB. "
         "It ran with data.batch_size 6. Try\n  less"
     )
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_the_full_one_says_so(workplace, videos, rank):
+    ddp = ["--trainer.devices=2", "--trainer.strategy=ddp", f"--model.backbone.rank={rank}", "--data.batch_size=2"]
+    command = [sys.executable, "-m", "cnnbert", "fit", *full(videos, 1), *ddp]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.count("the device has run out of memory. It ran with data.batch_size 2") == 1
+    assert "--data.batch_size 1 --trainer.accumulate_grad_batches 2 (the optimizer sees the same 2" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
