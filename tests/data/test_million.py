@@ -26,7 +26,6 @@ names = data.class_names
 data.setup("fit")
 taken, busy = time.perf_counter() - start, time.process_time() - began
 assert len(names) == 1000 and sum(map(len, data.datasets.values())) == 1_000_000
-print(f"{taken:.1f} s, {busy:.1f} s of it computing; {megabytes():.0f} MB resident, {before:.0f} MB before listing")
 told = f"{taken:.1f} s, {busy:.1f} s of it computing; resident {megabytes():.0f} MB"
 print(f"{told}, of which {before:.0f} MB before listing")
 print(megabytes() - before)
