@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cnnbert.backbones.weights import fetch, load
+from cnnbert.backbones.weights import PUBLISHED, Published, architecture, fetch, load
 from cnnbert.errors import InputError
 
 
@@ -23,13 +23,17 @@ class Backbone(nn.Module, ABC):
     Args:
         in_channels: Channels of a frame, 3 for RGB, 2 for optical flow.
         out_channels: Channels of the feature grid.
-        temporal_stride: Frames per step of the feature grid; also the least number of frames.
-        spatial_stride: Pixels per cell of the feature grid; also the least height and width.
+        temporal_stride: Frames per step of the feature grid.
+        spatial_stride: Pixels per cell of the feature grid.
         mean: Mean a channel on the [0, 1] scale, subtracted from the clip.
         std: Standard deviation a channel on the [0, 1] scale, by which the clip is then divided.
         weights: Pretrained weights for `load_pretrained`, a published name or a file; None for random weights.
+        least_frames: The least number of frames; None for `temporal_stride`.
+        least_pixels: The least height and width; None for `spatial_stride`.
 
     Attributes:
+        published_names: Patterns of tensors' names in published files, and what they are called here.
+        classifiers: What the names of the published networks' own classifiers begin with, which are not loaded.
         input_weight: Name of the convolution weight (out, in_channels, ...) that the clips meet first, so that
             pretrained weights for other channels can be adapted; "" for none.
         unpretrained: Prefix of the block that pretrained weights may have in another form, in which case it keeps
@@ -41,6 +45,8 @@ class Backbone(nn.Module, ABC):
 
     mean: Tensor
     std: Tensor
+    published_names: tuple[tuple[str, str], ...] = ()
+    classifiers: tuple[str, ...] = ("fc.",)
     input_weight: str = ""
     unpretrained: str = ""
     is_framewise: bool = False
@@ -54,6 +60,8 @@ class Backbone(nn.Module, ABC):
         mean: Sequence[float],
         std: Sequence[float],
         weights: str | None = None,
+        least_frames: int | None = None,
+        least_pixels: int | None = None,
     ) -> None:
         super().__init__()
         if in_channels < 1:
@@ -62,11 +70,23 @@ class Backbone(nn.Module, ABC):
         self.out_channels = out_channels
         self.temporal_stride = temporal_stride
         self.spatial_stride = spatial_stride
+        self.least_frames = temporal_stride if least_frames is None else least_frames
+        self.least_pixels = spatial_stride if least_pixels is None else least_pixels
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
         self.weights = weights
         self.was_loaded = False
         self.register_load_state_dict_post_hook(_note_loading)
+
+    @property
+    def architecture(self) -> str:
+        """What published weights must be of to fit, as Python would make it: class and sizes."""
+        return architecture(self.state_dict()) or type(self).__name__
+
+    @property
+    def published(self) -> Mapping[str, Published]:
+        """The weights that have a name, for this network and others."""
+        return PUBLISHED
 
     def fetch_pretrained(self) -> None:
         """Fetch the file of `weights` if it is a published one that is not on this machine yet.
@@ -92,14 +112,14 @@ class Backbone(nn.Module, ABC):
     def check_clip(self, clip_length: int, height: int, width: int) -> None:
         """Raise `InputError` if a clip of these frames and pixels is too small for this backbone."""
         name = type(self).__name__
-        if clip_length < self.temporal_stride:
+        if clip_length < self.least_frames:
             raise InputError(
-                f"clip_length={clip_length} is too short for {name}; it needs at least {self.temporal_stride} frames"
+                f"clip_length={clip_length} is too short for {name}; it needs at least {self.least_frames} frames"
             )
-        if min(height, width) < self.spatial_stride:
+        if min(height, width) < self.least_pixels:
             raise InputError(
                 f"frames of {height}x{width} are too small for {name}; it needs at least "
-                f"{self.spatial_stride}x{self.spatial_stride} pixels"
+                f"{self.least_pixels}x{self.least_pixels} pixels"
             )
 
     def normalize(self, clips: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from cnnbert.backbones.base import Backbone
 from cnnbert.errors import InputError
 from cnnbert.layers.bottleneck import Bottleneck, reduction_block
 from cnnbert.layers.conv import Conv3d
+from cnnbert.layers.residual import check_last_block
 
 NUM_BLOCKS = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -56,11 +57,7 @@ class ResNeXt3D(Backbone):
         if width < 1 or width % cardinality:
             nearest = cardinality * max(1, round(width / cardinality))
             raise InputError(f"width={width} must be a positive multiple of cardinality={cardinality}; try {nearest}")
-        if last_block_channels is not None and (last_block_channels < 1 or last_block_channels % 64):
-            nearest = 64 * max(1, round(last_block_channels / 64))
-            raise InputError(
-                f"last_block_channels={last_block_channels} must be a positive multiple of 64; try {nearest}"
-            )
+        check_last_block(last_block_channels)
         rgb = in_channels == 3
         super().__init__(
             in_channels=in_channels,

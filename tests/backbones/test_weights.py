@@ -22,11 +22,11 @@ import pytest
 import torch
 from conftest import SHARED, TINY_DATA, TINY_MODEL, TINY_RUN
 from torch import Tensor
-from torchvision.models.video import R2Plus1D_18_Weights
+from torchvision.models.video import MC3_18_Weights, R2Plus1D_18_Weights, R3D_18_Weights, S3D_Weights
 
 import cnnbert
-from cnnbert.backbones import Backbone, R2Plus1D, ResNeXt3D
-from cnnbert.backbones.weights import PUBLISHED, Published, architecture, unwrap
+from cnnbert.backbones import C3D, CSN, I3D, S3D, Backbone, R2Plus1D, ResNet3D, ResNeXt3D
+from cnnbert.backbones.weights import PUBLISHED, Published, architecture, torchvision_published, unwrap
 from cnnbert.cli import main
 from cnnbert.errors import InputError
 
@@ -175,18 +175,33 @@ def test_published_resnext(
 
 
 def test_the_table_of_published_weights() -> None:
-    """Every entry is of a network that there is, and torchvision's is where torchvision says."""
+    """Every entry is of a network that there is, and torchvision's are where torchvision says."""
     with torch.device("meta"):
-        networks = {architecture(network.state_dict()) for network in (R2Plus1D(34), R2Plus1D(18), ResNeXt3D())}
+        networks = {network.architecture for network in (R2Plus1D(34), R2Plus1D(18), ResNeXt3D())}
+        networks |= {ResNet3D(depth, stem="hara").architecture for depth in (18, 34, 50, 101)}
+        networks |= {ResNet3D(18).architecture, ResNet3D(18, convolutions="mc3").architecture}
+        networks |= {CSN(152).architecture, CSN(152, "ip").architecture, CSN(50).architecture}
+        networks |= {C3D().architecture, I3D().architecture, S3D().architecture}
     assert {entry.network for entry in PUBLISHED.values()} == networks
-    assert {name for name, entry in PUBLISHED.items() if not entry.sha256} == {"kinetics400_64f"}
-    assert {name for name, entry in PUBLISHED.items() if entry.by_hand} == {"kinetics400_64f"}
-    entry = PUBLISHED["r2plus1d_18_kinetics400"]
-    assert f"{entry.place}/{entry.file}" == R2Plus1D_18_Weights.KINETICS400_V1.url
+    by_hand = {name for name, entry in PUBLISHED.items() if entry.by_hand}
+    hara = {f"r3d{depth}_kinetics700{more}" for depth in (18, 34, 50, 101) for more in ("", "_moments")}
+    assert by_hand == {"kinetics400_64f"} | hara
+    i3d = {f"i3d_{stream}_{data}" for stream in ("rgb", "flow") for data in ("imagenet", "charades")}
+    unhashed = {name for name, entry in PUBLISHED.items() if not entry.sha256}
+    assert unhashed == by_hand | i3d | {"c3d_sports1m_487"}
+    for name, weights in (
+        ("r2plus1d_18_kinetics400", R2Plus1D_18_Weights),
+        ("r3d_18_kinetics400", R3D_18_Weights),
+        ("mc3_18_kinetics400", MC3_18_Weights),
+        ("s3d_kinetics400", S3D_Weights),
+    ):
+        entry = PUBLISHED[name]
+        assert entry == torchvision_published(weights.KINETICS400_V1, entry.network)
+        assert f"{entry.place}/{entry.file}" == weights.KINETICS400_V1.url
     ig65m = [entry for name, entry in PUBLISHED.items() if name.startswith("ig65m")]
     assert {entry.sha256 for entry in ig65m} == {"449a7af9", "9bae36ae", "ade133f1", "0aa0550b"}
-    for cls in (R2Plus1D, ResNeXt3D):
-        names = [name for name, entry in PUBLISHED.items() if entry.network.startswith(cls.__name__)]
+    for cls in (R2Plus1D, ResNeXt3D, ResNet3D, CSN, C3D, I3D, S3D):
+        names = [name for name, entry in PUBLISHED.items() if entry.network.startswith(f"{cls.__name__}(")]
         assert all(f"`{name}`" in (cls.__doc__ or "") for name in names)
 
 
