@@ -25,7 +25,14 @@ from torch.nn import functional as F
 from training import CLASSES, laid_out, wait
 
 import cnnbert
-from cnnbert.machine import autocast, best_device, best_precision, describe, prefers_channels_last
+from cnnbert.machine import (
+    autocast,
+    best_device,
+    best_precision,
+    describe,
+    keep_freed_memory,
+    prefers_channels_last,
+)
 
 SWEEPS = {
     "clip length (frames)": [{"length": length} for length in (16, 32, 64, 96, 128)],
@@ -41,6 +48,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
     device = best_device()
+    if device.type == "cpu":
+        keep_freed_memory()
     precision = best_precision(device)
     machine = describe(device, precision, prefers_channels_last(device, precision))
     print(machine)

@@ -6,12 +6,14 @@
 The baseline is LTM's way of running: float32, channels first, eager, and a BERT of separate projections. Ours is what
 `cnnbert fit` does on this machine. The share of the limit is the time of the network's convolutions alone, each timed
 by itself, forward and backward, in the layout that is best for it, over that of our step. The ways take turns, so that
-what else the machine does slows all of them down alike; the median over the rounds counts.
+what else the machine does slows all of them down alike, each with a step before that is not counted, as after another
+way's step the memory is not as it is in a run; the median over the rounds counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import math
 import os
 import statistics
@@ -27,7 +29,16 @@ from torch.nn import functional as F
 import cnnbert
 from cnnbert.heads import BERTHead
 from cnnbert.layers.transformer import SelfAttention
-from cnnbert.machine import autocast, best_device, best_precision, describe, prefers_channels_last
+from cnnbert.machine import (
+    M_MMAP_MAX,
+    M_TRIM_THRESHOLD,
+    autocast,
+    best_device,
+    best_precision,
+    describe,
+    keep_freed_memory,
+    prefers_channels_last,
+)
 from cnnbert.tasks.recognition import ActionRecognition
 
 NETWORKS = ["r2plus1d_bert.yaml", "resnext_bert.yaml"]
@@ -60,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, help="shipped configs of networks with BERT")
     parser.add_argument("--batch", type=int, default=8 if torch.cuda.is_available() else 2, help="clips a step")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compiled", action="store_true", help="time ours compiled too")
     given = parser.parse_args()
     device = best_device()
@@ -137,17 +148,25 @@ def step(model: ActionRecognition, clips: Tensor, label: Tensor, precision: str)
 
 
 def in_turns(ways: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Return the median seconds that each way takes; the first two rounds warm up."""
+    """Return the median seconds that each way takes."""
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(2 + rounds):
+    for _ in range(rounds):
         for way, run in ways.items():
+            if device.type == "cpu":
+                (give_back_freed_memory if way == "baseline" else keep_freed_memory)()
+            run()
             wait(device)
             start = time.perf_counter()
             run()
             wait(device)
-            if number >= 2:
-                seconds[way].append(time.perf_counter() - start)
+            seconds[way].append(time.perf_counter() - start)
     return {way: statistics.median(some) for way, some in seconds.items()}
+
+
+def give_back_freed_memory() -> None:
+    """Set glibc's malloc as it is by itself."""
+    for parameter, value in ((M_MMAP_MAX, 65536), (M_TRIM_THRESHOLD, 128 * 1024)):
+        ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def wait(device: torch.device) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
 from typing import Literal
 
 import torch
+
+# Of glibc's malloc.h: the most blocks that are mapped one by one, and the free memory that is given back; -1 for never.
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
 
 Precision = Literal["bf16-mixed", "16-mixed", "32-true"]
 
@@ -77,6 +82,18 @@ def known_faults(device: torch.device, precision: str) -> list[str]:
             "take --trainer.precision 16-mixed"
         )
     return faults
+
+
+def keep_freed_memory() -> None:
+    """Keep the memory of freed tensors for the next ones, where the C library is glibc.
+
+    Otherwise each large tensor on a CPU is new memory of the system, whose pages are zeroed one by one: a sixth of a
+    training step of R(2+1)D-34 in bfloat16, and a third in float32. Forked processes do as this one.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
+            libc.mallopt(parameter, value)
 
 
 def num_cores() -> int:

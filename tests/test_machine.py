@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -102,3 +106,19 @@ def test_bad_versions(
     assert len(found) == len(told)
     assert all(one.startswith(start) for one, start in zip(found, told, strict=True))
     assert machine.known_faults(CPU, precision) == []
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_of_freed_tensors_is_kept() -> None:
+    """A second tensor of 64 MiB takes the pages of the first; by default each has pages of its own."""
+    code = (
+        "import resource, sys, torch; from cnnbert.machine import keep_freed_memory\n"
+        "if sys.argv[1] == 'kept': keep_freed_memory()\n"
+        "fresh = lambda: torch.ones(2**24) is None or resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "first = fresh(); print(fresh() - first)"
+    )
+    faults = [
+        int(subprocess.run([sys.executable, "-c", code, way], capture_output=True, text=True, check=True).stdout)
+        for way in ("kept", "usual")
+    ]
+    assert faults[0] < 100 < faults[1]
