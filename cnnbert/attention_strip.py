@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnnbert.clip_pictures import pictures
+
 MOST_FRAMES = 16
 """Frames in a picture of a clip."""
 
@@ -14,7 +16,7 @@ def attention_strip(clip: Tensor, attention: Tensor) -> np.ndarray:
     """Draw frames of a clip side by side, and under them the attention over time.
 
     Args:
-        clip: uint8 (3, T, H, W).
+        clip: uint8 (C, T, H, W); optical flow is drawn as colours.
         attention: (T',), in [0, 1], of each time step; each step stands for as many frames.
 
     Returns:
@@ -23,6 +25,7 @@ def attention_strip(clip: Tensor, attention: Tensor) -> np.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    clip = pictures(clip.transpose(0, 1)).transpose(0, 1)  # (3, T, H, W)
     num_frames, height, width = clip.shape[1:]
     num_steps = len(attention)
     num_shown = min(num_frames, MOST_FRAMES, max(num_steps, 8))

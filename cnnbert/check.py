@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import statistics
 from collections import Counter, defaultdict
@@ -13,15 +12,12 @@ from pathlib import Path
 
 from cnnbert.data.inspection import VERDICTS, Inspection, inspect_video
 from cnnbert.data.readers import DecordReader, VideoReader
-from cnnbert.data.sources import Folder
 from cnnbert.data.splits import SPLITS
 from cnnbert.errors import InputError
 from cnnbert.loading import build_data
 from cnnbert.outputs import csv_text, printable, write_whole
 from cnnbert.parallel import WorkerCrash, WorkerTimeout, map_files
-
-Entry = tuple[str, str | None, str | None]
-"""A file as it is listed: its path, its split and its label, where they are known."""
+from cnnbert.video_files import Entry, entries_of_path
 
 MOST_CLASSES, MOST_FILES = 24, 10
 
@@ -39,11 +35,11 @@ def check(
 
     Give a folder, one video, a CSV file with a column path, or a text file with a path a line: cnnbert check my_videos.
     Or give a run's data: --data data/csv.yaml --data.source.path my_videos.csv. Each file is decoded from the first
-    frame to the last, and what the reader of training gives is compared with that for the first, the last and other
-    frames. Files with the same content are found. A line a file goes into a CSV file, with a verdict:
-    ok, missing, unreadable (no video, or refused by the reader), no_video (only sound, or nothing), damaged (some of it
-    does not decode), wrong_frames (the reader gives other frames than decoding in order), timeout or crash (of the
-    process that checked it). The exit status is 1 if any video is not ok.
+    frame to the last, and what the reader of training gives (for a reader of optical flow, the usual one) is compared
+    with that for the first, the last and other frames. Files with the same content are found. A line a file goes into
+    a CSV file, with a verdict: ok, missing, unreadable (no video, or refused by the reader), no_video (only sound, or
+    nothing), damaged (some of it does not decode), wrong_frames (the reader gives other frames than decoding in order),
+    timeout or crash (of the process that checked it). The exit status is 1 if any video is not ok.
 
     Args:
         videos: A folder with videos anywhere below it, a video, or a file that lists videos; none with --data.
@@ -62,7 +58,7 @@ def check(
     elif config is not None or settings:
         raise InputError(f"give either {videos} or a run's config and settings, not both")
     else:
-        entries, reader = _entries_of_path(Path(videos).expanduser()), DecordReader()
+        entries, reader = entries_of_path(Path(videos).expanduser()), DecordReader()
     listed: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         listed[os.path.realpath(entry[0])].append(entry)
@@ -114,53 +110,8 @@ def _entries_of_run(config: str | None, settings: Sequence[str]) -> tuple[list[E
             print(f"no {split} split: {error}", flush=True)
     in_splits = {path for path, _, _ in entries}
     others = [(record.path, None, record.label) for record in records if record.path not in in_splits]
-    return entries + others, data.reader
-
-
-def _entries_of_path(path: Path) -> list[Entry]:
-    """Return the videos of a folder or of a list, or a video itself."""
-    if os.path.isdir(path):
-        return [_placed(path, record.path) for record in Folder(str(path)).records("predict")]
-    if not os.path.isfile(path):
-        raise InputError(f"{path} does not exist; give a folder of videos, a video, or a file that lists videos")
-    if path.suffix.lower() == ".csv":
-        entries = _entries_of_csv(path)
-    elif path.suffix.lower() in (".txt", ".lst", ".list"):
-        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-        entries = [_listed(path.parent, line.strip()) for line in lines if line.strip()]
-    else:
-        entries = [(str(path), None, None)]
-    if not entries:
-        raise InputError(f"{path} lists no video")
-    return entries
-
-
-def _placed(root: Path, path: str) -> Entry:
-    """Return a video with the split and the label that its folders name, as in root/train/CLASS/VIDEO."""
-    folders = list(Path(path).relative_to(root).parts[:-1])
-    split = folders.pop(0) if folders and folders[0] in SPLITS and (root / "train").is_dir() else None
-    return path, split, folders[0] if folders else None
-
-
-def _listed(root: Path, line: str) -> Entry:
-    """Return the video of a line: a path, or a path and a label behind a space."""
-    path, _, label = line.rpartition(" ")
-    if not Path(path).suffix or (root / line).is_file():
-        return str(root / line), None, None
-    return str(root / path), None, label
-
-
-def _entries_of_csv(path: Path) -> list[Entry]:
-    """Return the videos of a CSV file's column path, also those that are not there."""
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        try:
-            rows = list(csv.DictReader(file, strict=True))
-        except csv.Error as error:
-            raise InputError(f"{path} cannot be read as CSV: {error}") from None
-    if rows and "path" not in rows[0]:
-        raise InputError(f"{path} has the columns {', '.join(map(str, rows[0]))}; it needs one with the name path")
-    named = [row for row in rows if row["path"]]
-    return [(str(path.parent / row["path"]), row.get("split") or None, row.get("label") or None) for row in named]
+    is_rgb = data.reader.channels == 3  # what reads something else cannot be compared with the file's pictures
+    return entries + others, data.reader if is_rgb else DecordReader()
 
 
 def _write(table: Path, found: Mapping[str, Inspection], listed: Mapping[str, Sequence[Entry]]) -> None:

@@ -29,6 +29,7 @@ COMMANDS = {
     "explain": "cnnbert.explain:explain",
     "export": "cnnbert.export:export",
     "features": "cnnbert.features:features",
+    "flow": "cnnbert.flow:flow",
     "import-checkpoint": "cnnbert.ltm:import_checkpoint",
     "prepare": "cnnbert.prepare:prepare",
     "preview": "cnnbert.preview:preview",

@@ -221,7 +221,7 @@ def _strip(trainer: Trainer, task: ActionRecognition, record: VideoRecord) -> np
         sample = data.dataset("val", [record])[0]
         if "failure" in sample:
             raise sample["failure"]
-        clip = sample["clip"][:1]  # (1, 3, T, H, W)
+        clip = sample["clip"][:1]  # (1, C, T, H, W)
         with trainer.precision_plugin.forward_context():
             shares = task.head.time_attention(task.backbone(clip.to(task.device)))
         return None if shares is None else attention_strip(clip[0], shares[0].float().mean(0))

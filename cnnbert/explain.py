@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cnnbert.clip_pictures import pictures
 from cnnbert.data.samplers import CenterClip
 from cnnbert.data.transforms import EvalTransform
 from cnnbert.errors import InputError
@@ -95,7 +96,8 @@ def explain_video(
     clip = EvalTransform(data.frame_size, data.resize, antialias=data.antialias)(frames)[0].transpose(0, 1)
     times = -(-SMALLEST_SHOWN // data.frame_size)
     resize = data.resize * times if isinstance(data.resize, int) else tuple(times * side for side in data.resize)
-    shown = EvalTransform(times * data.frame_size, resize)(frames)[0]  # type: ignore[arg-type]
+    seen = frames[:, :3] if frames.shape[1] == 5 else pictures(frames)  # of both streams the colours
+    shown = EvalTransform(times * data.frame_size, resize)(seen)[0]  # type: ignore[arg-type]
     model.eval()
     target = None if label is None else model.class_names.index(label)
     explanation = explain_clip(model, clip, target)

@@ -61,9 +61,10 @@ class Scorer(nn.Module):
 def export(checkpoint: str, *, out: str, format: Format = "onnx", force: bool = False) -> None:
     """Write a trained network into one file that runs without cnnbert, and run that file to see that it is right.
 
-    The file takes clips as they are read, RGB, uint8 (B, 3, T, H, W) with any batch B and the clip length and frame
-    size of the checkpoint, normalises them itself, and gives scores (B, K): probabilities, by softmax or, where a video
-    may have several classes, by sigmoid. Class names, clip length, stride, frame size and resizing are in its metadata.
+    The file takes clips as they are read, RGB, uint8 (B, 3, T, H, W), or of optical flow (B, 2, T, H, W), with any
+    batch B and the clip length and frame size of the checkpoint, normalises them itself, and gives scores (B, K):
+    probabilities, by softmax or, where a video may have several classes, by sigmoid. Class names, clip length, stride,
+    frame size, channels and resizing are in its metadata.
 
     onnx: for ONNX Runtime and whatever else reads ONNX, without torch (pip install 'cnnbert[onnx]' to write it);
     docs/onnx_example.py runs it on a video. torch-export: for torch.export.load, without the code of the network.
@@ -148,6 +149,7 @@ def metadata(model: ActionRecognition) -> dict[str, Any]:
         "clip_length": model.clip_length,
         "stride": data.stride,
         "frame_size": data.frame_size,
+        "channels": model.backbone.in_channels,
         "resize": data.resize,
         "antialias": data.antialias,
         "multi_label": model.multi_label,

@@ -135,6 +135,7 @@ def feature_key(settings: Mapping[str, Any], data: VideoDataModule, backbone: Ba
         "classes": data.class_names,
         "mirrored classes": data.source.mirrored,
         **videos,
+        **({"optical flow": data.reader.made_with} if data.reader.made_with else {}),
         **json.loads(json.dumps(named)),
     }
 

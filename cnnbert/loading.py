@@ -12,6 +12,7 @@ from pytorch_lightning.cli import LightningArgumentParser, instantiate_module
 from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters_context
 
 from cnnbert import __version__, backbones, heads  # noqa: F401  (their classes are known by their short names)
+from cnnbert.data import benchmarks, lists  # noqa: F401  (likewise)
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.errors import InputError
 from cnnbert.network_limit import no_larger_than

@@ -11,15 +11,15 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from cnnbert.data.encoding import Encoding, comment_of, encode_whole, remove_parts
+from cnnbert.data.encoding import Encoding, comment_of, encode_whole
 from cnnbert.data.manifest import manifest
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.sources import CSVManifest, Folder, VideoSource
 from cnnbert.data.splits import SPLITS
+from cnnbert.derived_files import check_limits, common_folder, make_files, target_paths, write_failed
 from cnnbert.errors import InputError
 from cnnbert.loading import build_data
-from cnnbert.outputs import csv_text, printable, write_whole
-from cnnbert.parallel import map_files
+from cnnbert.outputs import write_whole
 
 MADE_BY = "made by cnnbert prepare"
 
@@ -66,44 +66,24 @@ def prepare(
         settings: A run's settings, such as --data.source.path=videos.csv.
     """
     encoding = Encoding(short_side, gop, crf, preset)
-    if not timeout_seconds > 0:
-        raise InputError(f"timeout_seconds={timeout_seconds:g} must be above 0")
-    if num_workers is not None and num_workers < 1:
-        raise InputError(f"num_workers={num_workers} must be at least 1")
+    check_limits(timeout_seconds, num_workers)
     source = _source(videos, config, settings)
     folder = Path(out).expanduser()
     _check_folder(folder, source)
     divisions = _divisions(source)
     rows = _rows(source.records("predict"), divisions)
     root = source.root if isinstance(source, Folder) and source.root.is_dir() else None
-    targets = _targets([record.path for _, record in rows], folder, root)
+    paths = [record.path for _, record in rows]
+    top = common_folder(paths) if root is None else os.path.abspath(root)
+    targets = target_paths(paths, folder, top, ".mp4")
     comments = {path: _comment(path, encoding) for path in targets}
     waiting = _not_made(targets, comments)
     if len(waiting) < len(targets):
         print(f"{len(targets) - len(waiting)} of {len(targets)} videos have their copies already", flush=True)
-    jobs = [(path, str(targets[path]), comments[path]) for path in waiting]
-    try:
-        for target in {folder, *(targets[path].parent for path in waiting)}:
-            target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out={folder} cannot be written ({error}); give another folder") from error
-    failed: dict[str, str] = {}
-    try:
-        for (path, *_), got in map_files(
-            partial(encode_whole, encoding), jobs, num_workers, timeout_seconds, "prepare"
-        ):
-            if isinstance(got, Exception):
-                failed[path] = getattr(got, "why", None) or str(got) or type(got).__name__
-                if isinstance(got, OSError):
-                    raise InputError(f"{targets[path]} cannot be written: {got.strerror or got}")
-    except KeyboardInterrupt:
-        told = f"stopped; the copies in {folder} are whole, and the same command goes on with the rest"
-        raise InputError(told) from None
-    finally:
-        remove_parts(folder)
+    jobs = {path: (targets[path], comments[path]) for path in waiting}
+    failed = make_files(partial(encode_whole, encoding), jobs, folder, num_workers, timeout_seconds, "prepare")
     _write_lists(folder, rows, targets, failed)
-    for path, why in list(failed.items())[:10]:
-        print(printable(f"cannot copy {path}: {why}"), flush=True)
+    write_failed(folder, failed)
     told = f"; {len(failed)} could not be read, see {folder / 'failed.csv'}" if failed else ""
     print(
         f"{len(targets) - len(failed)} of {len(targets)} videos are listed in {folder / 'videos.csv'}{told}",
@@ -182,26 +162,6 @@ def _rows(every: Sequence[VideoRecord], divisions: Mapping[str, Mapping[str, Seq
     return [(splits, replace(record, path=os.path.abspath(record.path))) for (record, _), splits in rows.items()]
 
 
-def _targets(paths: Sequence[str], folder: Path, root: Path | None) -> dict[str, Path]:
-    """Return where the copy of each different video goes: named alike, with the suffix mp4."""
-    top = os.path.commonpath(list(map(os.path.dirname, paths))) if root is None else os.path.abspath(root)
-    names = {path: os.path.relpath(path, top) for path in dict.fromkeys(paths)}
-    num_alike = Counter(os.path.splitext(name)[0] for name in names.values())  # a.avi beside a.mp4
-    targets: dict[str, Path] = {}
-    taken = {os.path.realpath(path): path for path in paths}
-    for path, name in names.items():
-        stem = os.path.splitext(name)[0]
-        targets[path] = folder / printable(f"{name if num_alike[stem] > 1 else stem}.mp4")
-        place = os.path.realpath(targets[path])
-        if place in taken:
-            raise InputError(
-                f"the copy of {path} would take the place of an original or of another's copy, {taken[place]}; "
-                "give another folder as out, or rename one of the videos"
-            )
-        taken[place] = str(targets[path])
-    return targets
-
-
 def _comment(path: str, encoding: Encoding) -> str:
     """Return what a copy says of itself: its original and how it was made."""
     status = os.stat(path)
@@ -230,15 +190,10 @@ def _write_lists(
     targets: Mapping[str, Path],
     failed: Mapping[str, str],
 ) -> None:
-    """Write the list of the copies and that of the videos without one."""
+    """Write the list of the copies."""
     copied = [
         (splits, replace(record, path=targets[record.path].relative_to(folder).as_posix()))
         for splits, record in rows
         if record.path not in failed
     ]
     write_whole(folder / "videos.csv", manifest(copied))
-    if failed:
-        lines = [("path", "verdict", "why"), *((path, "unreadable", why) for path, why in failed.items())]
-        write_whole(folder / "failed.csv", csv_text(lines))
-    else:
-        (folder / "failed.csv").unlink(missing_ok=True)

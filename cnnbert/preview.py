@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from cnnbert.clip_pictures import pictures
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.encoding import Encoding, encode_frames
 from cnnbert.errors import InputError
@@ -33,7 +34,7 @@ class Shown:
     Attributes:
         path: The video.
         label: Its class, or that which it turned into when mirrored.
-        clip: uint8 (3, T, H, W); None where the video could not be read.
+        clip: uint8 (3, T, H, W), optical flow as colours; None where the video could not be read.
         failure: Why it could not be read; "" where it could.
     """
 
@@ -100,7 +101,7 @@ def _clips(data: VideoDataModule, split: str, num_videos: int) -> list[Shown]:
         if "failure" in sample:
             shown.append(Shown(path, label, None, sample["failure"].why))
         else:
-            shown.append(Shown(path, label, sample["clip"][0]))
+            shown.append(Shown(path, label, pictures(sample["clip"][0].transpose(0, 1)).transpose(0, 1)))
     return shown
 
 
@@ -114,21 +115,23 @@ def _sheet(shown: Sequence[Shown], facts: str) -> bytes:
     """Return a PNG with a row a clip: its label, its file, and some of its frames."""
     title, small = ImageFont.load_default(16), ImageFont.load_default(12)
     frames = [[] if one.clip is None else _spread(one.clip) for one in shown]
-    side = max([SIDE, *(len(picture) for row in frames for picture in row)])
+    shapes = [picture.shape for row in frames for picture in row] or [(SIDE, SIDE)]
+    side = max(SIDE, max(width for _, width, *_ in shapes))
+    high = round(side * max(height / width for height, width, *_ in shapes))  # twice as high with flow below
     columns = max([4, *(len(row) for row in frames)])
     line, gap = 24, 10
-    sheet = Image.new("RGB", (columns * (side + 2) + 2 * gap, 34 + len(shown) * (line + side + gap)), "white")
+    sheet = Image.new("RGB", (columns * (side + 2) + 2 * gap, 34 + len(shown) * (line + high + gap)), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((gap, 8), facts, fill="#555555", font=small)
     for number, (one, row) in enumerate(zip(shown, frames, strict=True)):
-        top = 34 + number * (line + side + gap)
+        top = 34 + number * (line + high + gap)
         draw.text((gap, top), printable(one.label), fill="black", font=title)
         left = gap + draw.textlength(printable(one.label), font=title) + 12
         draw.text((left, top + 4), printable(Path(one.path).name), fill="#555555", font=small)
         if one.failure:
             draw.text((gap, top + line), f"cannot be read: {one.failure}", fill="#b00020", font=small)
         for column, picture in enumerate(row):
-            image = Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
+            image = Image.fromarray(picture).resize((side, high), Image.Resampling.BICUBIC)
             sheet.paste(image, (gap + column * (side + 2), top + line))
     written = io.BytesIO()
     sheet.save(written, format="png")
@@ -153,7 +156,7 @@ def _page(shown: Sequence[Shown], facts: str, stride: int) -> str:
 
 def _encoded(clip: Tensor, fps: float) -> bytes:
     """Return a clip, uint8 (3, T, H, W), as an MP4 file, its pixels enlarged evenly so that they can be seen."""
-    times = -(-2 * SIDE // clip.shape[2])
+    times = -(-2 * SIDE // clip.shape[3])
     frames = clip.permute(1, 2, 3, 0).repeat_interleave(times, 1).repeat_interleave(times, 2).numpy()
     frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
     with tempfile.TemporaryDirectory() as folder:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]
 
+from cnnbert.clip_pictures import pictures
 from cnnbert.data.dataset import piece
 from cnnbert.data.encoding import Encoding, encode_frames
 from cnnbert.data.readers import PyAVReader, VideoReader
@@ -43,7 +44,7 @@ def write_preview(target: Path, record: VideoRecord, reader: VideoReader) -> Non
         first += (end - first - num_frames) // 2
         wanted = range(first, first + num_frames, step)
         for place in range(0, len(wanted), AT_ONCE):
-            frames = video.frames(wanted[place : place + AT_ONCE])  # (N, 3, H, W)
+            frames = pictures(video.frames(wanted[place : place + AT_ONCE]))  # (N, 3, H, W)
             resized = F.resize(frames, _small(*frames.shape[-2:]), antialias=True)
             small += list(resized.permute(0, 2, 3, 1).numpy())
     encode_frames(target, small, video.fps / step, Encoding(crf=30, gop=250))

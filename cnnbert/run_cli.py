@@ -30,7 +30,7 @@ from cnnbert.errors import InputError
 from cnnbert.finite_numbers import FiniteNumbers
 from cnnbert.full_memory import full_in_run, memory_told
 from cnnbert.loggers import complete_loggers, logger_folder, usual_logger
-from cnnbert.machine import best_device, best_precision
+from cnnbert.machine import best_device, best_precision, keep_freed_memory
 from cnnbert.processes import EndTogether
 from cnnbert.resuming import GracefulStop, RandomState, RecentCheckpoint
 from cnnbert.runs import (
@@ -134,8 +134,11 @@ class RunCLI(LightningCLI):
         trainer = self.config[self.subcommand].trainer
         if str(trainer.strategy).startswith("fsdp") and best_device(trainer.accelerator).type == "cpu":
             raise InputError(f"strategy={trainer.strategy} needs GPUs, and there are none; on CPUs there is ddp")
+        device = best_device(trainer.accelerator)
+        if device.type == "cpu" and self.subcommand == "fit":  # views of test videos would leave larger gaps
+            keep_freed_memory()
         if trainer.precision is None:
-            trainer.precision = best_precision(best_device(trainer.accelerator))
+            trainer.precision = best_precision(device)
         if trainer.logger is None or trainer.logger is True:
             trainer.logger = usual_logger()
         self.loggers = complete_loggers(trainer.logger, self.folder, self.subcommand)

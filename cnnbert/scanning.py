@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cnnbert.data.pyav_video import PyAVVideo
-from cnnbert.data.readers import PyAVReader
 from cnnbert.data.samplers import CenterClip
 from cnnbert.data.transforms import EvalTransform
 from cnnbert.errors import InputError
@@ -82,8 +81,7 @@ def scan_video(
         raise InputError(f"hop_seconds={hop_seconds:g} must be above 0")
     model.eval()
     transform = EvalTransform(data.frame_size, data.resize, antialias=data.antialias)
-    with PyAVReader(read_timeout_seconds=float("inf")).open(path) as video:
-        assert isinstance(video, PyAVVideo)
+    with data.reader.streaming().open(path) as video:
         length, stride = data.clip_length, data.stride
         num_frames, fps = video.num_frames, video.fps
         span = (length - 1) * stride + 1
@@ -108,8 +106,8 @@ def scan_video(
     return Scores(path, hop / fps, num_frames / fps, num_frames, windows.finish()[nearest])
 
 
-def _every(video: PyAVVideo, stride: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield how many frames have been decoded, and of these some at a time every `stride`-th, uint8 (N, 3, H, W)."""
+def _every(video: Any, stride: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield how many frames have been decoded, and of these some at a time every `stride`-th, uint8 (N, C, H, W)."""
     kept: list[np.ndarray] = []
     for number, pixels in enumerate(video.stream()):
         if number % stride == 0:
@@ -142,10 +140,10 @@ class _Windows:
         self.scores: list[Tensor] = []
 
     def add(self, frames: Tensor) -> None:
-        """Take the next frames, uint8 (N, 3, H, W)."""
+        """Take the next frames, uint8 (N, C, H, W)."""
         if self.model.backbone.is_framewise:
             with autocast(self.model.device, self.precision):
-                clip = frames.to(self.model.device).transpose(0, 1)[None]  # (1, 3, N, H, W)
+                clip = frames.to(self.model.device).transpose(0, 1)[None]  # (1, C, N, H, W)
                 frames = self.model.backbone(clip)[0].transpose(0, 1)  # (N, C, H', W')
         self.kept = torch.cat([self.kept, frames]) if len(self.kept) else frames
         while self.starts and self.starts[0] + self.length <= self.num_dropped + len(self.kept):

@@ -13,6 +13,8 @@ import onnxruntime
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 known = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
+if known.get("channels", 3) != 3:
+    sys.exit(f"{sys.argv[1]} takes {known['channels']} channels, optical flow, and this example reads colours alone")
 length, side, resize = known["clip_length"], known["frame_size"], known["resize"]
 
 frames = []

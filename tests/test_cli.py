@@ -216,7 +216,7 @@ def test_two_processes_train(workplace, videos):
 @pytest.mark.parametrize(
     ("args", "status", "message"),
     [
-        (["fit", "--config=nothing.yaml"], 1, "no config 'nothing.yaml' here; the shipped ones are data/csv.yaml"),
+        (["fit", "--config=nothing.yaml"], 1, "no config 'nothing.yaml' here; the shipped ones are "),
         (["fit", "--model.head.num_headz=3"], 2, "num_headz"),
         (["fit", "--model.head.num_heads=3"], 1, "num_heads=3 must divide the width 64; try 2"),
         (["fit", "--model.head.dropout=1.5"], 1, "dropout=1.5 must be in [0, 1)"),

@@ -89,6 +89,7 @@ def test_onnx(checkpoint: Path, videos: Path, workplace: Path, capfd: pytest.Cap
         "clip_length": 8,
         "stride": 1,
         "frame_size": 32,
+        "channels": 3,
         "resize": 32,
         "antialias": True,
         "multi_label": False,

@@ -308,7 +308,7 @@ def test_a_stopped_ablation_goes_on(options: list[str]) -> None:
             ["--heads", "LSTMHed"],
             "heads=LSTMHed is no head; the package has ActionVLADHead, AttentivePoolHead, BERTHead",
         ),
-        (["--heads", "my_videos/train.yaml"], "no config 'my_videos/train.yaml' here; the shipped ones are data/"),
+        (["--heads", "my_videos/train.yaml"], "no config 'my_videos/train.yaml' here; the shipped ones are "),
         (["--heads", "TGAPHead", "small.yaml"], "the features in features are of another kind: data.frame_size was 32"),
         (["--heads", "odd.yaml"], "odd.yaml describes no head; it needs class_path, and init_args, or is a config"),
         (["--heads", "torn.yaml"], "torn.yaml is no YAML file: while parsing"),

@@ -184,7 +184,7 @@ def test_an_interrupted_run_may_save_its_checkpoint(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--config=nothing.yaml"], "no config 'nothing.yaml' here; the shipped ones are data/csv.yaml, "),
+        (["--config=nothing.yaml"], "no config 'nothing.yaml' here; the shipped ones are "),
         (["--config=quickstart.yaml", "--folds=[]"], "folds=[] must be different numbers from 1 on, such as [1,2,3]"),
         (["--config=quickstart.yaml", "--folds=[2,2]"], "folds=[2, 2] must be different numbers from 1 on"),
         (["--config=quickstart.yaml", "--folds=[0,1]"], "folds=[0, 1] must be different numbers from 1 on"),

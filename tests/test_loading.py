@@ -122,7 +122,7 @@ def test_unknown_overrides_are_named(override: str, message: str, capsys: pytest
 
 
 def test_unknown_configs_are_named() -> None:
-    message = "no config 'nothing.yaml' here; the shipped ones are data/csv.yaml, .*, resnext_tgap.yaml"
+    message = "no config 'nothing.yaml' here; the shipped ones are .*data/csv.yaml, .*, resnext_tgap.yaml"
     with pytest.raises(InputError, match=message):
         cnnbert.build("nothing.yaml", NAMES)
 

@@ -125,7 +125,8 @@ def compare(network: Network, state: dict[str, Tensor], checkpoint: Path, batch:
 
 def test_every_config_has_a_network() -> None:
     shipped = {path.relative_to(find_config("resnext_bert.yaml").parent).as_posix() for path in all_configs()}
-    assert set(NETWORKS) == shipped - {"quickstart.yaml", "sweep.yaml"}
+    of_ltm = {name for name in shipped if name.startswith(("ltm/", "resnext_", "r2plus1d_"))}
+    assert set(NETWORKS) == of_ltm - {"r2plus1d_flow_bert.yaml"}
 
 
 def all_configs() -> list[Path]:

@@ -83,7 +83,7 @@ def test_pieces_groups_and_one_video_in_several_lines(
     Path("mine/my.csv").write_text("\n".join(["path,label,split,start_seconds,end_seconds,group", *lines]))
     assert main([*PREPARE, "mine/my.csv", "--out=small"]) == 1
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        f"cannot copy {workplace}/mine/train/text.mp4: FFmpeg finds no video in it "
+        f"cannot read {workplace}/mine/train/text.mp4: FFmpeg finds no video in it "
         "(Invalid data found when processing input)",
         "3 of 4 videos are listed in small/videos.csv; 1 could not be read, see small/failed.csv",
     ]

@@ -141,7 +141,7 @@ def test_help_is_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--config=nothing.yaml"], "no config 'nothing.yaml' here; the shipped ones are data/csv.yaml, "),
+        (["--config=nothing.yaml"], "no config 'nothing.yaml' here; the shipped ones are "),
         (["--config=resnext_bert.yaml", "--data=data/nothing.yaml"], "no config 'data/nothing.yaml' here"),
         (["--config=resnext_bert.yaml", "--model.head.num_headz=3"], "num_headz"),
         (["--config=resnext_bert.yaml", "--model.head.num_heads=3"], "num_heads=3 must divide the width 512; try 2"),

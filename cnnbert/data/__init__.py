@@ -13,6 +13,8 @@ MODULES = (
     "deadline",
     "encoding",
     "exclusion",
+    "flow",
+    "flow_files",
     "generated",
     "inspection",
     "listing",

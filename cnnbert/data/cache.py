@@ -34,18 +34,19 @@ class FrameCache:
         # Anonymous, since files for sharing are limited to 64 MB in most containers.
         self._memory = mmap.mmap(-1, int(num_gib * GIB))
         self._frames = torch.frombuffer(self._memory, dtype=torch.uint8)
-        # First byte, frames, height, width, and the bits of the rate; frames are 0 until all else is there.
-        self._facts = np.frombuffer(mmap.mmap(-1, max(num_videos, 1) * 5 * 8), np.int64).reshape(-1, 5)
+        # First byte, frames, height, width, the bits of the rate, and channels; frames are 0 until all else is there.
+        self._facts = np.frombuffer(mmap.mmap(-1, max(num_videos, 1) * 6 * 8), np.int64).reshape(-1, 6)
         self._used = np.frombuffer(mmap.mmap(-1, 16), np.int64)
         self._lock = multiprocessing.get_context("fork").Lock()
 
     def get(self, video: int) -> tuple[Tensor, float] | None:
-        """Return a video's frames, uint8 (N, 3, H, W), and its rate, or None if they are not kept."""
-        first, num_frames, height, width, rate = self._facts[video].tolist()
+        """Return a video's frames, uint8 (N, C, H, W), and its rate, or None if they are not kept."""
+        first, num_frames, height, width, rate, channels = self._facts[video].tolist()
         if not num_frames:
             return None
-        flat = self._frames[first : first + num_frames * height * width * 3]
-        return flat.view(num_frames, height, width, 3).permute(0, 3, 1, 2), float(np.int64(rate).view(np.float64))
+        flat = self._frames[first : first + num_frames * height * width * channels]
+        kept = flat.view(num_frames, height, width, channels).permute(0, 3, 1, 2)
+        return kept, float(np.int64(rate).view(np.float64))
 
     def reserve(self, num_bytes: int) -> int | None:
         """Return where so many bytes may lie, or None if there is no room."""
@@ -74,14 +75,14 @@ class FrameCache:
         Args:
             video: Its number.
             first: What `reserve` gave for its size.
-            frames: uint8 (N, 3, H, W).
+            frames: uint8 (N, C, H, W).
             fps: Its rate.
         """
-        num_frames, _, height, width = frames.shape
-        kept = self._frames[first : first + frames.numel()].view(num_frames, height, width, 3)
+        num_frames, channels, height, width = frames.shape
+        kept = self._frames[first : first + frames.numel()].view(num_frames, height, width, channels)
         kept.copy_(frames.permute(0, 2, 3, 1))
         facts = self._facts[video]
-        facts[0], facts[2], facts[3], facts[4] = first, height, width, np.float64(fps).view(np.int64)
+        facts[0], facts[2:] = first, (height, width, np.float64(fps).view(np.int64), channels)
         facts[1] = num_frames
 
     def __len__(self) -> int:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from cnnbert.data.cache import check_budget
 from cnnbert.data.dataset import VideoDataset
 from cnnbert.data.exclusion import Exclusion
+from cnnbert.data.flow import FlowReader, RGBFlowReader  # noqa: F401  (known by their short names)
 from cnnbert.data.generated import GeneratedActions
 from cnnbert.data.loaders import BalancedSampler, Batch, EpochSampler, TimedLoader, collate, ignore_interrupts
 from cnnbert.data.protocols import PROTOCOLS, Average, CountFailed, Protocol
@@ -52,6 +53,8 @@ class VideoDataModule(LightningDataModule):
         truncated_crops: Whether training crops are cut off at the frame's edge where they are larger than
             `frame_size`, a flaw of LTM's code.
         flip_probability: How often a training clip is mirrored, in [0, 1].
+        unnegated_flow: Whether mirrored clips of optical flow keep the sign of motion to the right, a flaw of LTM's
+            code, in training and in mirrored test crops; else it turns round, 255 - x on the 8-bit scale.
         mirrored: The class that a class turns into when mirrored, such as {turn_left: turn_right,
             turn_right: turn_left}; what the source says by default.
         validate_on_test: Whether to validate on the test videos and to train on all others, as LTM's code does. The
@@ -78,7 +81,8 @@ class VideoDataModule(LightningDataModule):
             frame of 128x170 takes 65 kB, 4 s of video at 25 frames a second 6.5 MB.
         max_failed_share: Share of the training videos that may turn out to be unreadable, in [0, 1]. They are left out
             and named; the run stops when there are more. 0 stops it at the first.
-        reader: Opens the files.
+        reader: Opens the files: DecordReader by default; FlowReader and RGBFlowReader read optical flow that
+            `cnnbert flow` has made, alone or behind the colours.
         batch_size: Clips a step and device; testing takes as many videos as hold about this many clips,
             one at a time with `all_clips_10_crops`.
         num_workers: Processes that read videos, a device; by default one a CPU core, at most 8, and one for two cores
@@ -103,6 +107,7 @@ class VideoDataModule(LightningDataModule):
         antialias: bool = True,
         truncated_crops: bool = False,
         flip_probability: float = 0.5,
+        unnegated_flow: bool = False,
         mirrored: dict[str, str] | None = None,
         validate_on_test: bool = False,
         test_protocol: Literal["center_clip", "all_clips_10_crops", "10_clips_3_crops"] = "center_clip",
@@ -164,6 +169,7 @@ class VideoDataModule(LightningDataModule):
         self.antialias = antialias
         self.truncated_crops = truncated_crops
         self.flip_probability = flip_probability
+        self.unnegated_flow = unnegated_flow
         self.mirrored = mirrored
         self.validate_on_test = validate_on_test
         named = PROTOCOLS[test_protocol]
@@ -282,6 +288,8 @@ class VideoDataModule(LightningDataModule):
             cache_gib: The most memory that decoded frames are kept in, in GiB; 0 keeps none.
         """
         sampler: ClipSampler
+        self.reader.prepare()
+        x_flow = None if self.unnegated_flow else self.reader.x_flow
         if split == "train":
             mirrored = self.source.mirrored if self.mirrored is None else self.mirrored
             unknown = sorted({*mirrored, *mirrored.values()} - set(self.class_names))
@@ -300,6 +308,7 @@ class VideoDataModule(LightningDataModule):
                 mirrored=mirrored,
                 label_separator=self.label_separator,
                 cache_gib=cache_gib,
+                x_flow=x_flow,
             )
         protocol = self.views(split)
         if protocol.num_clips is None:
@@ -308,7 +317,7 @@ class VideoDataModule(LightningDataModule):
             sampler = CenterClip(self.clip_length, self.stride)
         else:
             sampler = UniformClips(self.clip_length, self.stride, protocol.num_clips)
-        transform = EvalTransform(self.frame_size, self.resize, protocol.num_crops, self.antialias)
+        transform = EvalTransform(self.frame_size, self.resize, protocol.num_crops, self.antialias, x_flow)
         return VideoDataset(
             records,
             self.class_names,

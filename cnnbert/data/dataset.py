@@ -14,7 +14,7 @@ from cnnbert.data.cache import FrameCache
 from cnnbert.data.readers import VideoReader
 from cnnbert.data.records import RecordList, VideoRecord, split_label
 from cnnbert.data.samplers import ClipSampler
-from cnnbert.data.transforms import ClipTransform
+from cnnbert.data.transforms import ClipTransform, mirrored
 from cnnbert.data.video import Video
 from cnnbert.errors import VideoReadError
 
@@ -42,13 +42,14 @@ class VideoDataset(Dataset[Sample]):
         class_names: The classes in the order of their numbers.
         reader: Opens the files.
         sampler: Chooses the frames.
-        transform: Turns frames, uint8 (T, 3, H, W), into N crops, uint8 (N, T, 3, H', W').
+        transform: Turns frames, uint8 (T, C, H, W), into N crops, uint8 (N, T, C, H', W').
         seed: Seeds all that is drawn.
         flip_probability: How often a clip is mirrored, in [0, 1].
         mirrored: The class that a class turns into when mirrored, where it is another.
         label_separator: What parts the classes in a label; None where a label is one class.
         cache_gib: The most memory that decoded and resized frames are kept in, for all processes together, in GiB;
             0 keeps none.
+        x_flow: The channel of motion to the right, which turns round in mirrored clips; None for none.
 
     Attributes:
         labels: The class of every record by number, int64 (N,), or with a separator 1 and 0 for every class, int8
@@ -67,6 +68,7 @@ class VideoDataset(Dataset[Sample]):
         mirrored: Mapping[str, str] | None = None,
         label_separator: str | None = None,
         cache_gib: float = 0.0,
+        x_flow: int | None = None,
     ) -> None:
         self.records = RecordList(records)
         self.reader = reader
@@ -76,6 +78,7 @@ class VideoDataset(Dataset[Sample]):
         self.flip_probability = flip_probability
         numbers = {name: number for number, name in enumerate(class_names)}
         self.labels = _labels(records, numbers, label_separator)
+        self.x_flow = x_flow
         self.mirrored_labels = {numbers[a]: numbers[b] for a, b in (mirrored or {}).items()}
         self.cache = FrameCache(len(records), cache_gib) if cache_gib else None
 
@@ -89,7 +92,7 @@ class VideoDataset(Dataset[Sample]):
             item: The record's index, or (epoch, index); epoch 0 where it is not given.
 
         Returns:
-            `index`, `label` (-1 where unknown) and `clip`, uint8 (V, 3, T, H, W) of V views, crops of one clip
+            `index`, `label` (-1 where unknown) and `clip`, uint8 (V, C, T, H, W) of V views, crops of one clip
             together, with the channels innermost in memory. For a video that cannot be read, `failure` in place of
             `clip`. With a separator `label` has for every class 1 or 0, or -1.
         """
@@ -98,17 +101,19 @@ class VideoDataset(Dataset[Sample]):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
             try:
-                views = [view.permute(0, 2, 3, 1) for view in self._views(index)]  # (T, H', W', 3)
+                views = self._views(index)
             except VideoReadError as failure:
                 return {"index": index, "label": label, "failure": failure}
-            mirrored = self._mirrored(label)
-            if mirrored != label:  # all clips of a sample have one label
+            other_label = self._mirrored(label)
+            if other_label != label:  # all clips of a sample have one label
                 is_flipped = (torch.rand(1) < self.flip_probability).expand(len(views))
-                label = mirrored if is_flipped[0] else label
+                label = other_label if is_flipped[0] else label
             else:
                 is_flipped = torch.rand(len(views)) < self.flip_probability
-            views = [view.flip(-2) if flip else view for view, flip in zip(views, is_flipped, strict=True)]
-        clip = torch.stack(views) if len(views) > 1 else views[0].contiguous()[None]  # (V, T, H', W', 3)
+            flips = zip(views, is_flipped, strict=True)
+            views = [mirrored(view, self.x_flow) if is_flipped else view for view, is_flipped in flips]
+        views = [view.permute(0, 2, 3, 1) for view in views]  # (T, H', W', C)
+        clip = torch.stack(views) if len(views) > 1 else views[0].contiguous()[None]  # (V, T, H', W', C)
         return {"index": index, "label": label, "clip": clip.permute(0, 4, 1, 2, 3)}
 
     def _mirrored(self, label: int | list[int]) -> int | list[int]:
@@ -120,7 +125,7 @@ class VideoDataset(Dataset[Sample]):
         return [int(number in there) for number in range(len(label))]
 
     def _views(self, index: int) -> list[Tensor]:
-        """Return the crops, (T, 3, H', W'), of the clips of a video."""
+        """Return the crops, (T, C, H', W'), of the clips of a video."""
         kept = None if self.cache is None else self.cache.get(index) or self._keep(index, self.cache)
         if kept is not None:
             resized, fps = kept

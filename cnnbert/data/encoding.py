@@ -147,7 +147,7 @@ def encode_pieces(encoding: Encoding, job: tuple[str, Mapping[Path, slice]]) -> 
 
 def remove_parts(folder: Path) -> None:
     """Remove the unfinished files in a folder, and in those below it, of processes that are no more."""
-    for part in folder.rglob("*.mp4.*.part"):
+    for part in (*folder.rglob("*.mp4.*.part"), *folder.rglob("*.mkv.*.part")):
         try:
             os.kill(int(part.suffixes[-2][1:]), 0)
         except (ProcessLookupError, ValueError):

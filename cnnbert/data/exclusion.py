@@ -31,7 +31,7 @@ class Exclusion:
 
     def kept(self, split: str, records: Sequence[VideoRecord]) -> list[VideoRecord]:
         """Return the records of a split whose file is not to be left out; links are followed to compare files."""
-        verdicts = [self._verdicts.get(printable(_real_path(record.path))) for record in records]
+        verdicts = [self._verdicts.get(printable(real_path(record.path))) for record in records]
         kept = [record for record, verdict in zip(records, verdicts, strict=True) if verdict in (None, "ok")]
         self.num_left_out[split] = len(records) - len(kept)
         self.num_known += len(records) - verdicts.count(None)
@@ -46,11 +46,12 @@ class Exclusion:
             if not {"path", "verdict"} <= {*(reader.fieldnames or [])}:
                 columns = ", ".join(reader.fieldnames or ["(none)"])
                 raise InputError(f"exclude={self.path} has the columns {columns}; it needs path and verdict")
-            return {printable(_real_path(str(self.path.parent / row["path"]))): row["verdict"] for row in reader}
+            return {printable(real_path(str(self.path.parent / row["path"]))): row["verdict"] for row in reader}
 
 
-def _real_path(path: str) -> str:
-    folder, name = os.path.split(path)
+def real_path(path: str) -> str:
+    """Return a path without links in it, as `os.path.realpath` does; folders are looked up once."""
+    folder, name = os.path.split(os.path.abspath(path))  # absolute, as what is remembered outlives a working directory
     place = os.path.join(_real_folder(folder), name)
     return os.path.realpath(place) if os.path.islink(place) else place
 

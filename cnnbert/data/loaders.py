@@ -100,11 +100,11 @@ def collate(samples: list[Sample]) -> Batch:
         samples: Samples of the same number of views.
 
     Returns:
-        clip uint8 (B, V, 3, T, H, W), with the channels innermost in memory; index int64 (B,); label int64 (B,), or
+        clip uint8 (B, V, C, T, H, W), with the channels innermost in memory; index int64 (B,); label int64 (B,), or
         (B, K) where a video may have several classes.
     """
     read = [sample for sample in samples if "clip" in sample]
-    clips = [sample["clip"].permute(0, 2, 3, 4, 1) for sample in read]  # (V, T, H, W, 3)
+    clips = [sample["clip"].permute(0, 2, 3, 4, 1) for sample in read]  # (V, T, H, W, C)
     return {
         "index": torch.tensor([sample["index"] for sample in read], dtype=torch.int64),
         "label": torch.tensor([sample["label"] for sample in read], dtype=torch.int64),

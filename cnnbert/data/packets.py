@@ -33,10 +33,10 @@ class Start:
 class PacketIndex:
     """Collects what a stream's packets say.
 
-    Only MP4 and Matroska files are trusted, and in them H.264, HEVC, VP9 and Motion JPEG: their time stamps are those
-    of showing, and their packets say in a few bytes whether anything shown later may refer to what came before, and
-    for H.264 whether anything refers to them at all. A key flag alone does not say so: x264 sets it on the key frames
-    of open GOPs and of periodic intra refresh.
+    Only MP4 and Matroska files are trusted, and in them H.264, HEVC, VP9, FFV1 and Motion JPEG: their time stamps are
+    those of showing, and their packets say in a few bytes whether anything shown later may refer to what came before,
+    and for H.264 whether anything refers to them at all. A key flag alone does not say so: x264 sets it on the key
+    frames of open GOPs and of periodic intra refresh.
 
     Args:
         container: FFmpeg's name of the container.
@@ -107,6 +107,8 @@ class PacketIndex:
         the packet."""
         if self._codec == "mjpeg":
             return True, True
+        if self._codec == "ffv1":  # the range coder's first symbol, at even odds: a key frame (RFC 9043, 3.8.1 and 4.4)
+            return int.from_bytes(data[:2], "big") >= 0x7F80, False
         if self._codec == "vp9":  # frame marker 2, profile below 3, no frame shown again, key frame (VP9 standard, 6.2)
             return data[0] & 0b11001100 == 0b10000000 and data[0] & 0b00110000 != 0b00110000, False
         if self._codec == "h264":  # types 1 to 5 are pictures, 5 IDR; a recovery point promises less (H.264, 7.4.1)

@@ -26,7 +26,7 @@ logger = logging.getLogger("cnnbert")
 # half a frame (fields), none (AVI with B-frames, VP8's hidden frames) or one that is never shown (at the
 # beginning of a transport stream).
 PACKET_IS_FRAME = {
-    (container, codec) for container in (MP4, MATROSKA) for codec in ("h264", "hevc", "vp9", "av1", "mjpeg")
+    (container, codec) for container in (MP4, MATROSKA) for codec in ("h264", "hevc", "vp9", "av1", "mjpeg", "ffv1")
 }
 
 # The most that an open video keeps in memory, in bytes: packets, and decoded frames where counting had to decode.

@@ -31,7 +31,32 @@ ROUNDING = 2
 
 
 class VideoReader(ABC):
-    """Opens video files. Holds no file and no state of the process, so that it can be sent to workers."""
+    """Opens video files. Holds no file and no state of the process, so that it can be sent to workers.
+
+    Attributes:
+        channels: Channels of the frames, 3 for RGB.
+        x_flow: The channel that holds motion to the right, which mirroring turns round; None for none.
+    """
+
+    channels: int = 3
+    x_flow: int | None = None
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """How what it reads was computed of the videos; empty for the videos themselves."""
+        return {}
+
+    def prepare(self) -> None:
+        """Make sure that it can be used, before processes are started that read; most have nothing to do.
+
+        Raises:
+            InputError: It cannot.
+        """
+        return None
+
+    def streaming(self) -> VideoReader:
+        """Return a reader for going through long videos, whose videos have `stream`, without a limit of time."""
+        return PyAVReader(read_timeout_seconds=float("inf"))
 
     @abstractmethod
     def open(self, path: str) -> Video:

@@ -23,6 +23,9 @@ POSITIONS = (*CORNERS, CENTRE, *EDGE_MID_POINTS, *QUARTER_POINTS)
 class ClipTransform(ABC):
     """Resizes a clip's frames, always alike, and takes crops out of them.
 
+    Frames may have any channels C. The values of optical flow stay as they are, in pixels of the size at which it was
+    computed, also where frames or crops are scaled.
+
     Args:
         frame_size: Height and width of what comes out, in pixels.
         resize: What frames are scaled to before cropping: the short side, keeping the aspect, or
@@ -44,10 +47,10 @@ class ClipTransform(ABC):
         """Return crops of a clip.
 
         Args:
-            frames: uint8 (T, 3, H, W).
+            frames: uint8 (T, C, H, W).
 
         Returns:
-            uint8 (N, T, 3, frame_size, frame_size).
+            uint8 (N, T, C, frame_size, frame_size).
 
         Raises:
             InputError: The frames are smaller than `frame_size`.
@@ -55,7 +58,7 @@ class ClipTransform(ABC):
         return torch.stack(self.crops(self.resized(frames)))
 
     def resized(self, frames: Tensor) -> Tensor:
-        """Return frames, uint8 (T, 3, H, W), resized and at least `frame_size` high and wide.
+        """Return frames, uint8 (T, C, H, W), resized and at least `frame_size` high and wide.
 
         Raises:
             InputError: They are smaller than `frame_size`.
@@ -73,7 +76,7 @@ class ClipTransform(ABC):
 
     @abstractmethod
     def crops(self, frames: Tensor) -> list[Tensor]:
-        """Return crops, uint8 (T, 3, frame_size, frame_size), of resized frames, uint8 (T, 3, H, W)."""
+        """Return crops, uint8 (T, C, frame_size, frame_size), of resized frames, uint8 (T, C, H, W)."""
 
 
 class TrainTransform(ClipTransform):
@@ -114,7 +117,7 @@ class TrainTransform(ClipTransform):
         self.truncated_crops = truncated_crops
 
     def crops(self, frames: Tensor) -> list[Tensor]:
-        """Return one crop, uint8 (T, 3, frame_size, frame_size), of resized frames, uint8 (T, 3, H, W)."""
+        """Return one crop, uint8 (T, C, frame_size, frame_size), of resized frames, uint8 (T, C, H, W)."""
         height, width = frames.shape[-2:]
         sides = [max(1, int(scale * min(height, width))) for scale in self.scales]
         sizes = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
@@ -140,6 +143,7 @@ class EvalTransform(ClipTransform):
             (artest08/LateTemporalModeling3DCNN) tests.
         antialias: Whether pixels are averaged when frames shrink; False takes the plain bilinear interpolation of
             OpenCV, as LTM's code does.
+        x_flow: The channel of motion to the right, which turns round in mirrored crops; None for none.
 
     Raises:
         InputError: An argument is out of its range, or the two sizes do not fit.
@@ -151,14 +155,16 @@ class EvalTransform(ClipTransform):
         resize: int | tuple[int, int] | None = (128, 170),
         num_crops: Literal[1, 3, 10] = 1,
         antialias: bool = True,
+        x_flow: int | None = None,
     ) -> None:
         super().__init__(frame_size, resize, antialias)
+        self.x_flow = x_flow
         if num_crops not in (1, 3, 10):
             raise InputError(f"num_crops={num_crops} must be 1, 3 or 10")
         self.num_crops = num_crops
 
     def crops(self, frames: Tensor) -> list[Tensor]:
-        """Return `num_crops` crops, uint8 (T, 3, frame_size, frame_size), of resized frames, uint8 (T, 3, H, W)."""
+        """Return `num_crops` crops, uint8 (T, C, frame_size, frame_size), of resized frames, uint8 (T, C, H, W)."""
         size = self.frame_size
         y_end, x_end = frames.shape[-2] - size, frames.shape[-1] - size
         centre = (y_end // 2, x_end // 2)
@@ -171,8 +177,21 @@ class EvalTransform(ClipTransform):
                 places = [(0, centre[1]), centre, (y_end, centre[1])]
         else:
             places = [centre, (0, 0), (0, x_end), (y_end, 0), (y_end, x_end)]
-        clips = [frames, frames.flip(-1)] if self.num_crops == 10 else [frames]
+        clips = [frames, mirrored(frames, self.x_flow)] if self.num_crops == 10 else [frames]
         return [clip[..., y : y + size, x : x + size] for clip in clips for y, x in places]
+
+
+def mirrored(frames: Tensor, x_flow: int | None = None) -> Tensor:
+    """Return frames as in a mirror.
+
+    Args:
+        frames: uint8 (T, C, H, W).
+        x_flow: The channel that holds motion to the right, on the 8-bit scale on which none is 127.5: it turns round.
+    """
+    flipped = frames.flip(-1)
+    if x_flow is not None:
+        flipped[:, x_flow] = 255 - flipped[:, x_flow]
+    return flipped
 
 
 def _check_sizes(frame_size: int, resize: int | tuple[int, int] | None) -> None:

@@ -29,8 +29,8 @@ class Video(ABC):
             indices: (N,), in [0, num_frames), in any order, repeats allowed.
 
         Returns:
-            uint8 (N, 3, H, W), RGB, the right way up. Pixels are those stored, also where the file says that they
-            are not square: stretching is left to the transforms, which resize anyway.
+            uint8 (N, C, H, W), RGB unless the reader says otherwise, the right way up. Pixels are those stored, also
+            where the file says that they are not square: stretching is left to the transforms, which resize anyway.
 
         Raises:
             IndexError: An index is outside [0, num_frames).

@@ -6,7 +6,7 @@ import pytest
 from test_sources import touch, write
 
 from cnnbert.data.datamodule import VideoDataModule
-from cnnbert.data.exclusion import Exclusion
+from cnnbert.data.exclusion import Exclusion, real_path
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.sources import Folder
 from cnnbert.errors import InputError
@@ -79,3 +79,10 @@ def test_says_what_is_wrong(root, tmp_path):
     other = write(tmp_path / "x.csv", "path,why\na.mp4,ok\n")
     with pytest.raises(InputError, match=r"x.csv has the columns path, why; it needs path and verdict"):
         VideoDataModule(Folder(str(root)), exclude=other).setup("fit")
+
+
+def test_a_working_directory_that_changes(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name / "videos").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / name)
+        assert real_path("videos/1.mp4") == str(tmp_path / name / "videos" / "1.mp4")

@@ -28,6 +28,7 @@ CASES: dict[str, tuple[dict[str, Any], list[int], bool]] = {
         False,
     ),
     "mjpeg.mp4": ({"codec": "mjpeg", "num_frames": 30, "pixel_format": "yuvj420p"}, list(range(30)), True),
+    "ffv1.mkv": ({"codec": "ffv1", "num_frames": 60, "gop": 20}, [0, 20, 40], False),
     "mpeg4.mp4": ({"codec": "mpeg4", "num_frames": 60, "gop": 20}, [], False),
     "h264.ts": ({"num_frames": 60, "gop": 20}, [], False),
 }

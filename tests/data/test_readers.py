@@ -89,12 +89,12 @@ CLIPS: dict[str, dict[str, Any]] = {
 }
 # Those that are decoded from their first frame on for every reading, and by decord.
 BY_DECORD = ["h264.avi", "h264.flv", "mpeg4.avi", "mpeg4.mp4", "mjpeg.avi", "vp8_hidden_frames.webm", "wmv2.wmv"]
-BY_DECORD += ["mpeg2.mkv", "mpeg4.mkv", "msmpeg4.avi", "wmv1.wmv", "h263.3gp", "flv1.flv", "ffv1.mkv"]
+BY_DECORD += ["mpeg2.mkv", "mpeg4.mkv", "msmpeg4.avi", "wmv1.wmv", "h263.3gp", "flv1.flv"]
 
 # Those of which every key frame is a safe start.
 BY_TORCHCODEC = ["h264.mp4", "long.mp4", "h264.mkv", "vp9.webm", "small.mp4", "444.mp4", "h264.mov", "pyramid.mp4"]
 BY_TORCHCODEC += ["interlaced.mp4", "only_keys.mp4", "hevc_open_gop.mp4", "hevc.mkv", "vp9.mp4"]
-BY_TORCHCODEC += ["vp9_hidden_frames.webm"]
+BY_TORCHCODEC += ["vp9_hidden_frames.webm", "ffv1.mkv"]
 
 
 @pytest.fixture
