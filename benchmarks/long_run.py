@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +42,11 @@ def look_at(pid: int) -> Process:
 def children(pid: int) -> list[int]:
     """Return the processes that a process has started and that still run, the oldest first, with all of theirs."""
     found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            found += [child, *children(child)]
+    with suppress(FileNotFoundError):  # it has ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(FileNotFoundError):  # this thread has ended
+                for child in map(int, (task / "children").read_text().split()):
+                    found += [child, *children(child)]
     return sorted(found)
 
 

@@ -93,9 +93,10 @@ class GracefulStop(Callback):
             signal.signal(signal.SIGINT, self.before)
 
     def _listen(self, number: int, frame: Any) -> None:
-        if not self.is_in_step or self.is_wanted:
+        at_once = not self.is_in_step or self.is_wanted
+        self.is_wanted = True  # also where what is raised gets lost, as Python has it in destructors
+        if at_once:
             raise KeyboardInterrupt
-        self.is_wanted = True
         print("\nstopping after this step; Ctrl-C once more stops at once", flush=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

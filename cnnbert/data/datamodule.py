@@ -20,7 +20,15 @@ from cnnbert.data.dataset import VideoDataset
 from cnnbert.data.exclusion import Exclusion
 from cnnbert.data.flow import FlowReader, RGBFlowReader  # noqa: F401  (known by their short names)
 from cnnbert.data.generated import GeneratedActions
-from cnnbert.data.loaders import BalancedSampler, Batch, EpochSampler, TimedLoader, collate, ignore_interrupts
+from cnnbert.data.loaders import (
+    BalancedSampler,
+    Batch,
+    EpochSampler,
+    TimedLoader,
+    check_socket_path,
+    collate,
+    ignore_interrupts,
+)
 from cnnbert.data.protocols import PROTOCOLS, Average, CountFailed, Protocol
 from cnnbert.data.readers import DecordReader, VideoReader
 from cnnbert.data.records import VideoRecord, split_label
@@ -379,6 +387,8 @@ class VideoDataModule(LightningDataModule):
 
     def _loader(self, split: str, sampler: DistributedSampler[Any], batch_size: int) -> TimedLoader:
         workers = self.default_workers() if self.num_workers is None else self.num_workers
+        if workers:
+            check_socket_path()
         return TimedLoader(
             self.datasets[split],
             batch_size=batch_size,

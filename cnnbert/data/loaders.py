@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -14,6 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 from cnnbert.data.dataset import Sample, VideoDataset
+from cnnbert.errors import InputError
+
+LONGEST_SOCKET_PATH = 107
+"""Bytes: what Linux has room for (man 7 unix)."""
+SOCKET_NAME = "/pymp-xxxxxxxx/listener-xxxxxxxx"
+"""The names that Python gives folder and socket (multiprocessing.connection) under the folder of temporary files."""
 
 
 class Batch(TypedDict):
@@ -112,6 +120,20 @@ def collate(samples: list[Sample]) -> Batch:
         "clip": default_collate(clips).permute(0, 1, 5, 2, 3, 4) if read else torch.empty(0, dtype=torch.uint8),
         "failures": [sample for sample in samples if "failure" in sample],
     }
+
+
+def check_socket_path() -> None:
+    """Raise `InputError` if the paths of the sockets that clips come through would be too long.
+
+    Without a word of it the batches of reading processes would be lost, and waited for without end.
+    """
+    folder = tempfile.gettempdir()
+    room = LONGEST_SOCKET_PATH - len(SOCKET_NAME)
+    if torch.multiprocessing.get_sharing_strategy() == "file_descriptor" and len(os.fsencode(folder)) > room:
+        raise InputError(
+            f"the folder of temporary files, {folder}, has too long a path for the sockets that reading processes send "
+            f"clips through; set TMPDIR to one of at most {room} bytes, such as /tmp, or read with --data.num_workers 0"
+        )
 
 
 def ignore_interrupts(worker: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import tempfile
 from collections import Counter
 from typing import Any
 
@@ -442,3 +444,14 @@ def test_collate_without_one_readable_video() -> None:
     sample: Sample = {"index": 0, "label": 1, "failure": VideoReadError("a", "it is broken")}
     batch = collate([sample])
     assert (batch["clip"].numel(), batch["index"].tolist(), batch["failures"]) == (0, [], [sample])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="clips come through sockets on Linux alone")
+def test_a_folder_of_temporary_files_that_is_too_deep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 71)
+    data = datamodule(num_workers=1)
+    data.setup("fit")
+    with pytest.raises(InputError, match=r"set TMPDIR to one of at most 75 bytes, such as /tmp, or read with"):
+        data.train_dataloader()
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "x" * 70)
+    assert len(data.train_dataloader())
