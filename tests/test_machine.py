@@ -110,12 +110,12 @@ def test_bad_versions(
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_memory_of_freed_tensors_is_kept() -> None:
-    """A second tensor of 64 MiB takes the pages of the first; by default each has pages of its own."""
+    """A tensor of 64 MiB takes the pages of a larger one before it; by default each has pages of its own."""
     code = (
         "import resource, sys, torch; from cnnbert.machine import keep_freed_memory\n"
         "if sys.argv[1] == 'kept': keep_freed_memory()\n"
-        "fresh = lambda: torch.ones(2**24) is None or resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "first = fresh(); print(fresh() - first)"
+        "fresh = lambda size: torch.ones(size) is None or resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "first = fresh(2**25); print(fresh(2**24) - first)"
     )
     faults = [
         int(subprocess.run([sys.executable, "-c", code, way], capture_output=True, text=True, check=True).stdout)
