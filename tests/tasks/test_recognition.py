@@ -19,6 +19,7 @@ import cnnbert
 from cnnbert.backbones import R2Plus1D
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.dataset import Sample
+from cnnbert.data.generated import GeneratedActions
 from cnnbert.data.loaders import collate
 from cnnbert.data.records import VideoRecord
 from cnnbert.data.sources import VideoSource
@@ -483,7 +484,8 @@ def test_accuracies_need_a_video() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.05])
 def test_shared_batch_norms_do_not_go_with_empty_batches(share: float) -> None:
     """A process without a video would keep the others waiting for its statistics."""
-    data = VideoDataModule(clip_length=8, frame_size=32, resize=32, num_workers=0, max_failed_share=share)
+    source = GeneratedActions(num_clips=39)
+    data = VideoDataModule(source, clip_length=8, frame_size=32, resize=32, num_workers=0, max_failed_share=share)
     run = trainer(max_steps=0, limit_val_batches=0)
     model = nn.SyncBatchNorm.convert_sync_batchnorm(build(num_classes=len(data.class_names)))
     if share == 0:
