@@ -219,8 +219,11 @@ ELEMENTWISE = {
     aten._native_batch_norm_legit_no_training: _twice_the_elements,  # the same in torch before 2.15
     aten.relu: _elements,
     aten.relu_: _elements,
+    aten.max_pool2d_with_indices: _elements,
     aten.max_pool3d_with_indices: _elements,
+    aten.avg_pool2d: _elements,
     aten.avg_pool3d: _elements,
+    aten._adaptive_avg_pool2d: _elements,
     aten._adaptive_avg_pool3d: _elements,
     aten.mean: _elements,  # global pooling
 }

@@ -139,7 +139,7 @@ class Backbone(nn.Module, ABC):
 
     def _memory_format(self) -> torch.memory_format:
         """Return how the weights of the first convolution lie in memory."""
-        weight = next((weight for weight in self.parameters() if weight.ndim == 5), None)
+        weight = next((weight for weight in self.parameters() if weight.ndim in (4, 5)), None)
         if weight is None or weight.is_contiguous():
             return torch.contiguous_format
         return torch.channels_last_3d
