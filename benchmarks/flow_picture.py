@@ -1,9 +1,9 @@
 """Draws frames of a video beside their optical flow by each method that can be had here.
 
-python benchmarks/flow_picture.py video.mp4 docs/figures/flow.png --frames 10 51 draws Farnebäck and TV-L1
+python benchmarks/flow_picture.py video.mp4 docs/figures/flow.png --frames 12 26 draws Farnebäck and TV-L1
 (pip install 'cnnbert[flow]'), and RAFT where its weights are on this machine, or can be fetched; what cannot be had is
-named. The picture in the README is of asl_gestures/bird.mkv of github.com/intel-iot-devkit/sample-videos (CC BY 4.0),
-and has no RAFT, as it was made where its weights could not be fetched.
+named. The picture in the README is of 00000_slide_right.mp4 of quickstart's clips, and has no RAFT, as it was made where
+its weights could not be fetched.
 """
 
 from __future__ import annotations

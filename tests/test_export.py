@@ -29,7 +29,18 @@ from cnnbert.shipped import shipped_configs
 from cnnbert.tasks.recognition import ActionRecognition
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "onnx_example.py"
-RUNS = [name for name in shipped_configs() if not name.startswith("data/")]
+RUNS = [name for name in shipped_configs() if not name.startswith(("data/", "small/"))]
+SIZES = {
+    "R2Plus1D": ["depth=10", "width=32"],
+    "ResNeXt3D": ["depth=14", "width=32"],
+    "ResNet3D": ["depth=10", "width=32"],
+    "CSN": ["depth=26", "width=16"],
+    "C3D": ["width=4"],
+    "I3D": ["width=8"],
+    "S3D": ["width=8"],
+    "TorchvisionVideo": ["network=mc3_18"],
+}
+"""What makes each backbone of the shipped configs small."""
 
 
 @pytest.fixture(scope="module")
@@ -276,13 +287,14 @@ def test_packages_that_are_not_there(
 @pytest.mark.parametrize("config", RUNS)
 def test_every_config_made_small(config: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    depth = 14 if "resnext" in config else 10
-    sizes = [f"model.backbone.depth={depth}", "model.backbone.width=32", "data.frame_size=32", "data.resize=32"]
+    with torch.device("meta"):
+        cls = type(cnnbert.build(config, ["run"]).backbone).__name__
+    sizes = [f"model.backbone.{size}" for size in SIZES[cls]]
     model = cnnbert.build(config, ["run", "walk", "jump"], sizes)
-    model.data = build_data(config, sizes)
+    pixels = max(32, model.backbone.least_pixels)
+    model.data = build_data(config, [*sizes, f"data.frame_size={pixels}", f"data.resize={pixels}"])
     settle(model)
-    check_file(model, tmp_path, "onnx")
-    check_file(model, tmp_path, "torch-export")
+    export_model(model, tmp_path / "model.onnx", "onnx")  # refuses what differs from the model
 
 
 @pytest.mark.slow
