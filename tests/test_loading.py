@@ -239,8 +239,9 @@ def test_broken_checkpoints_are_named(
 )
 def test_checkpoints_of_networks_on_frames_load(offline: None, tmp_path: Path, backbone: dict[str, Any]) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"model": {"backbone": backbone, "head": "SnippetPoolHead"}}))
-    settings = ["model.head.hidden_channels=8", "model.head.pooling=local", "model.head.window=2", "model.head.stride=2"]
-    model = cnnbert.build(tmp_path / "mine.yaml", NAMES, [*settings, "data.clip_length=20"])
+    settings = ["hidden_channels=8", "pooling=local", "window=2", "stride=2"]
+    overrides = ["data.clip_length=20", *(f"model.head.{setting}" for setting in settings)]
+    model = cnnbert.build(tmp_path / "mine.yaml", NAMES, overrides)
     trainer = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False, enable_model_summary=False)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(tmp_path / "model.ckpt")

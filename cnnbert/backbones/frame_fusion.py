@@ -140,5 +140,7 @@ def _normalize_locally(x: Tensor) -> Tensor:
     et al. 2012).
     """
     squares = F.pad(x.square(), (0, 0, 0, 0, 0, 0, 2, 2))
-    total = sum(squares[:, first : first + x.shape[1]] for first in range(5))
+    total = squares[:, : x.shape[1]]
+    for first in range(1, 5):
+        total = total + squares[:, first : first + x.shape[1]]
     return x * (2 + 1e-4 * total).rsqrt()

@@ -19,7 +19,7 @@ from cnnbert.errors import InputError
 from cnnbert.tensorfile import read_tensors
 
 if TYPE_CHECKING:
-    from torchvision.models import WeightsEnum  # type: ignore[import-untyped]
+    from torchvision.models import WeightsEnum
 
     from cnnbert.backbones.base import Backbone
 

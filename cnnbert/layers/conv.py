@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -52,11 +54,11 @@ def replace_convolutions(network: nn.Module, in_channels: int) -> str:
     Returns:
         The name of the first convolution.
     """
-    kinds = {nn.Conv2d: Conv2d, nn.Conv3d: Conv3d}
-    found = [(name, module) for name, module in network.named_modules() if type(module) in kinds]
+    found = [(name, module) for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Conv3d))]
     for place, (name, conv) in enumerate(found):
         channels = conv.in_channels if place else in_channels
-        made = kinds[type(conv)](  # type: ignore[index]
+        kind: Any = Conv2d if isinstance(conv, nn.Conv2d) else Conv3d
+        made = kind(
             channels,
             conv.out_channels,
             conv.kernel_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -146,9 +147,7 @@ def test_weights_for_other_channels(tmp_path: Path) -> None:
 def test_densenets_files_have_older_names(tmp_path: Path) -> None:
     state = get_model("densenet121").state_dict()
     older = {
-        name.replace("norm1", "norm.1").replace("norm2", "norm.2").replace("conv1.", "conv.1.").replace("conv2", "conv.2")
-        if "denselayer" in name
-        else name: value
+        re.sub(r"(denselayer\d+\.(norm|conv))(\d)", r"\1.\3", name): value
         for name, value in state.items()
         if not name.endswith("num_batches_tracked")
     }

@@ -53,9 +53,8 @@ def test_sizes_of_one_window_of_the_paper(fusion: Fusion, frames: int, steps: li
     with torch.device("meta"):
         backbone = FrameFusion(fusion)
         shapes = []
-        for name, module in backbone.named_children():
-            hook = lambda _, __, output: shapes.append(tuple(output.shape[1:]))  # noqa: E731
-            module.register_forward_hook(hook)
+        for module in backbone.children():
+            module.register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape[1:])))
         features = backbone(torch.empty(1, 3, frames, 170, 170))
     sizes = [(96, 54), (256, 27), (384, 13), (384, 13), (256, 13)]
     grids = [(channels, step, size, size) for (channels, size), step in zip(sizes, steps, strict=True)]

@@ -67,9 +67,8 @@ def check(conv, x):
 def test_replaced_convolutions_give_the_same(kind, ours, size):
     """Whatever their settings; only the first is for other channels."""
     torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Sequential(kind(3, 8, 3, 2, padding=1, bias=False), nn.ReLU()), kind(8, 8, 3, padding=2, dilation=2, groups=4)
-    )
+    first = nn.Sequential(kind(3, 8, 3, 2, padding=1, bias=False), nn.ReLU())
+    network = nn.Sequential(first, kind(8, 8, 3, padding=2, dilation=2, groups=4))
     x = torch.randn(2, 3, *size)
     expected = network(x)
     assert replace_convolutions(network, 3) == "0.0"
