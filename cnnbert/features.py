@@ -24,7 +24,7 @@ from cnnbert.data.features import FeatureWriter, read_facts
 from cnnbert.data.records import VideoRecord
 from cnnbert.errors import InputError
 from cnnbert.loading import build_data, config_settings, instantiate
-from cnnbert.machine import autocast, best_device, best_precision, prefers_channels_last
+from cnnbert.machine import autocast, best_device, best_precision, lay_out_channels_last, prefers_channels_last
 from cnnbert.tasks.recognition import CLIPS_AT_ONCE
 
 IRRELEVANT = (
@@ -183,9 +183,7 @@ def _store(
     precision = precision or best_precision(device)
     backbone.to(device)
     if prefers_channels_last(device, precision):
-        for module in backbone.modules():
-            if isinstance(module, torch.nn.Conv3d):
-                module.to(memory_format=torch.channels_last_3d)
+        lay_out_channels_last(backbone)
     with (
         writer.split(split, len(videos), num_epochs) as split_writer,
         autocast(device, precision),

@@ -45,6 +45,11 @@ class StoredBackbone(Backbone):
             mean=backbone.mean.tolist(),
             std=backbone.std.tolist(),
         )
+        self._num_steps = backbone.num_steps
+
+    def num_steps(self, clip_length: int) -> int:
+        """Return the time steps that the backbone gives for a clip of `clip_length` frames."""
+        return self._num_steps(clip_length)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return features (B, C, T', H', W') as they are."""

@@ -9,6 +9,7 @@ import re
 from typing import Literal
 
 import torch
+from torch import nn
 
 # Of glibc's malloc.h: the most blocks that are mapped one by one, and the free memory that is given back; -1 for never.
 M_TRIM_THRESHOLD = -1
@@ -47,6 +48,15 @@ def prefers_channels_last(device: torch.device, precision: str) -> bool:
     if device.type == "cuda":
         return precision in ("bf16-mixed", "16-mixed")
     return device.type == "cpu"
+
+
+def lay_out_channels_last(network: nn.Module) -> None:
+    """Lay out the weights of a network's convolutions with the channels innermost."""
+    for module in network.modules():  # other kinds of weights may not take this layout
+        if isinstance(module, nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)
+        elif isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
 
 
 def describe(device: torch.device, precision: str, channels_last: bool, compiled: bool = False) -> str:

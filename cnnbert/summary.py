@@ -158,9 +158,10 @@ def measure(model: ActionRecognition, frame_size: int) -> NetworkSize:
 
     backbone = _stages("backbone", model.backbone, clip, shapes, multiply_adds)
     head = _stages("head", model.head, shapes[model.backbone], shapes, multiply_adds)
-    grids = [shapes[model.backbone], *(stage.shape for stage in head if len(stage.shape) == 4)]
+    features = shapes[model.backbone]
+    reduced = [stage.shape for stage in head if len(stage.shape) == 4 and stage.shape[1:] == features[1:]]
     elementwise = sum(number for operation, number in counts["Global"].items() if operation in ELEMENTWISE)
-    return NetworkSize(clip, (*backbone, *head), grids[-1], elementwise)
+    return NetworkSize(clip, (*backbone, *head), reduced[-1] if reduced else features, elementwise)
 
 
 def _stages(
@@ -219,8 +220,11 @@ ELEMENTWISE = {
     aten._native_batch_norm_legit_no_training: _twice_the_elements,  # the same in torch before 2.15
     aten.relu: _elements,
     aten.relu_: _elements,
+    aten.max_pool2d_with_indices: _elements,
     aten.max_pool3d_with_indices: _elements,
+    aten.avg_pool2d: _elements,
     aten.avg_pool3d: _elements,
+    aten._adaptive_avg_pool2d: _elements,
     aten._adaptive_avg_pool3d: _elements,
     aten.mean: _elements,  # global pooling
 }

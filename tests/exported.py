@@ -42,7 +42,7 @@ def small_model(
 def settle(model: ActionRecognition) -> None:
     """Let norms know what they see, as training does; else random weights may drive all scores to 0 and 1."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm3d):
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
             module.momentum = None  # the mean of all that is seen
     model.train()
     with torch.no_grad():

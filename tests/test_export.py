@@ -39,6 +39,8 @@ SIZES = {
     "I3D": ["width=8"],
     "S3D": ["width=8"],
     "TorchvisionVideo": ["network=mc3_18"],
+    "FrameCNN": ["network=shufflenet_v2_x0_5"],
+    "FrameFusion": ["width=12"],
 }
 """What makes each backbone of the shipped configs small."""
 

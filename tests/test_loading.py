@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import TINY_DATA, TINY_RUN
 from pytorch_lightning import Trainer
 
@@ -221,6 +222,32 @@ def test_broken_checkpoints_are_named(
     with pytest.raises(InputError) as error:
         cnnbert.load(path)
     assert str(error.value).startswith(message.format(path=path))
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        {"class_path": "FrameCNN", "init_args": {"network": "shufflenet_v2_x0_5"}},
+        {"class_path": "FrameCNN", "init_args": {"network": "regnet_y_400mf"}},
+        {"class_path": "FrameFusion", "init_args": {"fusion": "late", "width": 3, "cells": 2}},
+        # Made with fully connected layers far larger than what is kept.
+        {"class_path": "FrameCNN", "init_args": {"network": "alexnet"}},
+        pytest.param({"class_path": "FrameCNN", "init_args": {"network": "vgg11"}}, marks=pytest.mark.slow),
+        pytest.param({"class_path": "FrameCNN", "init_args": {"network": "vgg19_bn"}}, marks=pytest.mark.slow),
+        pytest.param({"class_path": "FrameCNN", "init_args": {"network": "googlenet"}}, marks=pytest.mark.slow),
+    ],
+)
+def test_checkpoints_of_networks_on_frames_load(offline: None, tmp_path: Path, backbone: dict[str, Any]) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"model": {"backbone": backbone, "head": "SnippetPoolHead"}}))
+    settings = ["hidden_channels=8", "pooling=local", "window=2", "stride=2"]
+    overrides = ["data.clip_length=20", *(f"model.head.{setting}" for setting in settings)]
+    model = cnnbert.build(tmp_path / "mine.yaml", NAMES, overrides)
+    trainer = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False, enable_model_summary=False)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = cnnbert.load(tmp_path / "model.ckpt")
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
 
 
 PARTS = '''

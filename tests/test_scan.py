@@ -15,14 +15,14 @@ from conftest import SHARED
 from PIL import Image
 from torch import Tensor, nn
 
-from cnnbert.backbones import Backbone
+from cnnbert.backbones import Backbone, FrameCNN
 from cnnbert.cli import main
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.encoding import Encoding, encode_frames
 from cnnbert.data.pyav_video import PyAVVideo
 from cnnbert.data.readers import PyAVReader
 from cnnbert.errors import InputError, VideoReadError
-from cnnbert.heads import TGAPHead
+from cnnbert.heads import ConvLSTMHead, Head, LSTMHead, TGAPHead
 from cnnbert.scanning import Scores, scan_video, segments
 from cnnbert.tasks.recognition import ActionRecognition
 
@@ -102,6 +102,33 @@ def test_frames_go_through_a_framewise_backbone_once(tmp_path: Path) -> None:
     first, second = scan_video(shared, str(path), 0.1), scan_video(alone, str(path), 0.1)
     torch.testing.assert_close(first.probabilities, second.probabilities, atol=0.02, rtol=0)
     assert (shared.backbone.num_seen, alone.backbone.num_seen) == (90, 83 * 8)
+
+
+@pytest.mark.parametrize("head", [LSTMHead, ConvLSTMHead])
+def test_frame_networks_give_each_window_the_scores_of_its_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: type[Head]
+) -> None:
+    """Features that overlapping windows share are those of each window alone, and each frame's are made once."""
+    torch.manual_seed(0)
+    monkeypatch.setattr("cnnbert.scanning.best_precision", lambda device: "32-true")
+    path = write_colours(tmp_path / "x.mp4", [("red", 9), ("green", 9), ("blue", 9)])
+    model = ActionRecognition(FrameCNN("shufflenet_v2_x0_5"), head, list(COLOURS), 8)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean of all that is seen; else random weights make all scores alike
+    model.train()(torch.rand(9, 3, 8, 1, 1).expand(-1, -1, -1, 32, 32))
+    model.eval()
+    model.data = VideoDataModule(clip_length=8, frame_size=32, resize=32, class_names=list(COLOURS))
+    seen: list[int] = []
+    hook = model.backbone.register_forward_hook(lambda _, __, output: seen.append(output.shape[2]))
+    scores = scan_video(model, str(path), 0.2)
+    hook.remove()
+    assert sum(seen) == 27
+    windows = clips_by_hand(model, path, 2)
+    starts = [*range(0, 20, 2), 19]
+    nearest = [int(np.abs(np.array(starts) + 4 - (moment + 0.5) * 2).argmin()) for moment in range(14)]
+    torch.testing.assert_close(scores.probabilities, windows[nearest], rtol=1e-4, atol=1e-5)
+    assert windows.std(0).max() > 1e-3
 
 
 def test_frames_of_a_stream_are_those_that_are_read(tmp_path: Path) -> None:

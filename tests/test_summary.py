@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import get_model_weights
 
 import cnnbert
 from cnnbert.backbones import Backbone
@@ -191,3 +193,26 @@ def test_a_network_of_ones_own(tmp_path: Path) -> None:
     assert size.multiply_adds == 3 * 2 * 2 * 8 * 8 + 2 * 3
     assert size.elementwise == 2 * 384 + 256 + 256 + 64 + 32 + 8  # the last are the head's
     assert size.features == (2, 1, 2, 2)
+
+
+@pytest.mark.parametrize("network", ["resnet18", "alexnet"])
+def test_an_image_network_takes_its_published_operations_for_every_frame(network: str) -> None:
+    weights: Any = get_model_weights(network)
+    size = network_size("lrcn.yaml", 5, [f"model.backbone.network={network}", "data.clip_length=2"])
+    classifier = {"resnet18": 512 * 1000, "alexnet": 256 * 6 * 6 * 4096 + 4096 * 4096 + 4096 * 1000}[network]
+    published = weights.DEFAULT.meta["_ops"]  # of one image of 224x224, in billions with three digits
+    assert size.part("backbone")[1] / 2 + classifier == pytest.approx(published * 1e9, abs=5e5)
+
+
+def test_ptflops_of_an_image_network() -> None:
+    """AlexNet's five ReLUs and three poolings; the head's average over space."""
+    arguments = ["model.backbone.network=alexnet", "data.clip_length=1", "model.head.hidden_channels=1"]
+    size = network_size("lrcn.yaml", 5, arguments)
+    convolved = [64 * 55 * 55, 192 * 27 * 27, 384 * 13 * 13, 256 * 13 * 13, 256 * 13 * 13]
+    assert size.elementwise == sum(convolved) + sum(convolved[i] for i in (0, 1, 4)) + 256 * 6 * 6
+
+
+def test_the_inside_of_a_head_is_not_the_features() -> None:
+    """A convolutional LSTM's gates see one time step after the other."""
+    assert network_size("videolstm.yaml").features == (512, 16, 7, 7)
+    assert network_size("actionvlad.yaml", 5, ["model.head.reduce_to=64"]).features == (64, 25, 7, 7)

@@ -129,8 +129,8 @@ class Backbone(nn.Module, ABC):
             clips: (B, C, T, H, W), uint8 in [0, 255] or floating point on the [0, 1] scale.
 
         Returns:
-            (B, C, T, H, W) in the floating-point type of the weights, and laid out in memory as those of the first
-            convolution are.
+            (B, C, T, H, W) in the floating-point type of the weights, and laid out in memory as those of the
+            convolutions are.
         """
         mean, std = self.mean.view(-1, 1, 1, 1), self.std.view(-1, 1, 1, 1)
         is_uint8 = clips.dtype == torch.uint8
@@ -138,11 +138,10 @@ class Backbone(nn.Module, ABC):
         return ((clips / 255 if is_uint8 else clips) - mean) / std
 
     def _memory_format(self) -> torch.memory_format:
-        """Return how the weights of the first convolution lie in memory."""
-        weight = next((weight for weight in self.parameters() if weight.ndim == 5), None)
-        if weight is None or weight.is_contiguous():
-            return torch.contiguous_format
-        return torch.channels_last_3d
+        """Return how the weights of the convolutions lie in memory."""
+        convolved = (weight for weight in self.parameters() if weight.ndim in (4, 5))
+        is_contiguous = all(weight.is_contiguous() for weight in convolved)
+        return torch.contiguous_format if is_contiguous else torch.channels_last_3d
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return the features of clips.

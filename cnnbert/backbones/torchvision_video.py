@@ -14,9 +14,9 @@ from torchvision.models.video.mvit import PositionalEncoding  # type: ignore[imp
 from torchvision.models.video.resnet import VideoResNet  # type: ignore[import-untyped]
 
 from cnnbert.backbones.base import Backbone
-from cnnbert.backbones.weights import Published, torchvision_published
+from cnnbert.backbones.weights import Published, torchvision_weights
 from cnnbert.errors import InputError
-from cnnbert.layers.conv import Conv3d
+from cnnbert.layers.conv import replace_convolutions
 
 Network = Literal[
     "r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b"
@@ -83,8 +83,10 @@ class TorchvisionVideo(Backbone):
         )
         self.name = network
         self.network = built
-        _replace_convolutions(built, in_channels)
-        self.input_weight = next(f"{name}.weight" for name, m in self.named_modules() if isinstance(m, Conv3d))
+        self.input_weight = f"network.{replace_convolutions(built, in_channels)}.weight"
+        for module in built.modules():
+            if isinstance(module, nn.MaxPool3d):  # none may drop a last step
+                module.ceil_mode = module.ceil_mode or module.padding in (0, (0, 0, 0))
 
     @property
     def architecture(self) -> str:
@@ -94,8 +96,7 @@ class TorchvisionVideo(Backbone):
     @property
     def published(self) -> Mapping[str, Published]:
         """Torchvision's weights of this network, by the names that torchvision gives them."""
-        enum: Any = get_model_weights(self.name)
-        return {member.name: torchvision_published(member, self.architecture) for member in enum}
+        return torchvision_weights(self.name, self.architecture)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return (B, out_channels, T', H', W') of normalised clips (B, C, T, H, W): over the strides, rounded up."""
@@ -121,32 +122,6 @@ def _cut(network: nn.Module) -> int:
             last: Any = classifier[-1] if isinstance(classifier, nn.Sequential) else classifier
             return last.in_channels if isinstance(last, nn.Conv3d) else last.in_features
     raise TypeError(f"{type(network).__name__} has no classifier that is known")
-
-
-def _replace_convolutions(network: nn.Module, in_channels: int) -> None:
-    """Make all convolutions ours, the first of them for clips of `in_channels`, and let no pooling drop a last step."""
-    is_first = True
-    for module in list(network.modules()):
-        if isinstance(module, nn.MaxPool3d):
-            module.ceil_mode = module.ceil_mode or module.padding in (0, (0, 0, 0))
-        for name, conv in list(module.named_children()):
-            if not isinstance(conv, nn.Conv3d):
-                continue
-            channels = in_channels if is_first else conv.in_channels
-            made = Conv3d(
-                channels,
-                conv.out_channels,
-                conv.kernel_size,  # type: ignore[arg-type]
-                conv.stride,  # type: ignore[arg-type]
-                conv.padding,  # type: ignore[arg-type]
-                groups=conv.groups,
-                bias=conv.bias is not None,
-                device=conv.weight.device,
-            )
-            if channels == conv.in_channels:
-                made.weight, made.bias = conv.weight, conv.bias
-            setattr(module, name, made)
-            is_first = False
 
 
 def _mvit_features(network: MViT, x: Tensor) -> Tensor:

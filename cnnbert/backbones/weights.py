@@ -9,16 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torchvision.models import get_model_weights  # type: ignore[import-untyped]
 
 from cnnbert.errors import InputError
 from cnnbert.tensorfile import read_tensors
 
 if TYPE_CHECKING:
-    from torchvision.models import WeightsEnum  # type: ignore[import-untyped]
+    from torchvision.models import WeightsEnum
 
     from cnnbert.backbones.base import Backbone
 
@@ -162,6 +163,17 @@ def torchvision_published(member: WeightsEnum, network: str) -> Published:
     """Return the entry of a member of one of torchvision's enums of weights, for a network as we write it."""
     place, _, file = member.url.rpartition("/")
     return Published(network, place, file)
+
+
+def torchvision_weights(name: str, network: str) -> dict[str, Published]:
+    """Return torchvision's weights of one of its networks, by the names that torchvision gives them.
+
+    Args:
+        name: The network's name in torchvision.
+        network: The network as we write it.
+    """
+    members: Any = get_model_weights(name)
+    return {member.name: torchvision_published(member, network) for member in members}
 
 
 def fetch(backbone: Backbone) -> Path:

@@ -10,6 +10,7 @@ from cnnbert.heads.efficient_bert import EfficientBERTHead
 from cnnbert.heads.lstm import LSTMHead
 from cnnbert.heads.max_pool import MaxPoolHead
 from cnnbert.heads.non_local import NonLocalHead
+from cnnbert.heads.snippet_pool import SnippetPoolHead
 from cnnbert.heads.temporal_conv import TemporalConvHead
 from cnnbert.heads.tgap import TGAPHead
 
@@ -24,6 +25,7 @@ __all__ = [
     "LSTMHead",
     "MaxPoolHead",
     "NonLocalHead",
+    "SnippetPoolHead",
     "TGAPHead",
     "TemporalConvHead",
 ]

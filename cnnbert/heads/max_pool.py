@@ -18,9 +18,10 @@ class MaxPoolHead(Head):
 
     The features are averaged over space; each channel then keeps its largest or smallest time step.
 
-    Source: the maximum is max-pooling over time of "Beyond Short Snippets: Deep Networks for Video Classification" (Ng
-    et al. 2015), there of frames, here of the time steps of a 3D CNN. The minimum and the pair of mean and maximum are
-    this package's comparisons.
+    Source: the maximum is conv pooling of "Beyond Short Snippets: Deep Networks for Video Classification" (Ng et al.
+    2015), there of frames and before two fully connected layers; `SnippetPoolHead` has its late, slow and local
+    pooling, `TemporalConvHead` its time-domain convolution. The minimum and the pair of mean and maximum are this
+    package's comparisons.
 
     Args:
         in_channels: Channels of the features.

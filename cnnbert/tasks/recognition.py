@@ -20,7 +20,7 @@ from cnnbert.data.records import VideoRecord
 from cnnbert.errors import InputError, VideoReadError
 from cnnbert.heads.base import Head
 from cnnbert.layers.block import Block
-from cnnbert.machine import prefers_channels_last
+from cnnbert.machine import lay_out_channels_last, prefers_channels_last
 from cnnbert.tasks.metrics import VideoScores, accuracies, average_precisions, average_views
 
 # These set the learning rate anew instead of changing the one that there is, and so would undo a warm-up.
@@ -237,9 +237,7 @@ class ActionRecognition(LightningModule):
 
     def lay_out_channels_last(self) -> None:
         """Lay out the weights of the backbone's convolutions with the channels innermost."""
-        for module in self.backbone.modules():
-            if isinstance(module, nn.Conv3d):  # other kinds of weights may not take this layout
-                module.to(memory_format=torch.channels_last_3d)
+        lay_out_channels_last(self.backbone)
 
     def on_fit_start(self) -> None:
         """Refuse what would hang, load pretrained weights unless others have been loaded, and switch to training.

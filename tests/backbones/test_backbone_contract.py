@@ -14,7 +14,19 @@ from exported import check_file, settle, small_model, with_formats
 from torch import Tensor, nn
 
 import cnnbert.backbones
-from cnnbert.backbones import C3D, CSN, I3D, S3D, Backbone, R2Plus1D, ResNet3D, ResNeXt3D, TorchvisionVideo
+from cnnbert.backbones import (
+    C3D,
+    CSN,
+    I3D,
+    S3D,
+    Backbone,
+    FrameCNN,
+    FrameFusion,
+    R2Plus1D,
+    ResNet3D,
+    ResNeXt3D,
+    TorchvisionVideo,
+)
 from cnnbert.errors import InputError
 from cnnbert.export import Format
 from cnnbert.heads import BERTHead
@@ -44,6 +56,12 @@ CASES: list[tuple[type[Backbone], dict[str, Any]]] = [
     (S3D, {"width": 8}),
     (S3D, {"width": 8, "gating": True, "in_channels": 2}),
     (S3D, {"width": 8, "last_block_channels": 64}),
+    (FrameCNN, {"network": "shufflenet_v2_x0_5"}),
+    (FrameCNN, {"network": "mobilenet_v3_small", "in_channels": 2}),
+    (FrameFusion, {"width": 3, "cells": 2}),
+    (FrameFusion, {"fusion": "late", "width": 3, "cells": 2, "in_channels": 2}),
+    (FrameFusion, {"fusion": "early", "width": 3, "cells": 2}),
+    (FrameFusion, {"fusion": "single", "width": 3, "cells": 2}),
 ]
 every_case = pytest.mark.parametrize(("cls", "arguments"), CASES)
 
@@ -72,7 +90,7 @@ def test_output_shape(cls: type[Backbone], arguments: dict, extra_frames: int, r
     backbone = build(cls, arguments).eval()
     steps = backbone.num_steps(backbone.least_frames)
     rows, columns = (max(cells, -(-backbone.least_pixels // backbone.spatial_stride)) for cells in (rows, columns))
-    frames = steps * backbone.temporal_stride + extra_frames
+    frames = max(steps * backbone.temporal_stride, backbone.least_frames) + extra_frames
     size = (rows * backbone.spatial_stride, columns * backbone.spatial_stride)
     features = backbone(torch.rand(2, backbone.in_channels, frames, *size))
     assert features.shape == (2, backbone.out_channels, steps + extra_frames, rows, columns)
