@@ -9,5 +9,6 @@ from cnnbert.backbones.resnet3d import ResNet3D
 from cnnbert.backbones.resnext3d import ResNeXt3D
 from cnnbert.backbones.s3d import S3D
 from cnnbert.backbones.torchvision_video import TorchvisionVideo
+from cnnbert.backbones.two_stream import TwoStream
 
-__all__ = ["C3D", "CSN", "I3D", "S3D", "Backbone", "R2Plus1D", "ResNeXt3D", "ResNet3D", "TorchvisionVideo"]
+__all__ = ["C3D", "CSN", "I3D", "S3D", "Backbone", "R2Plus1D", "ResNeXt3D", "ResNet3D", "TorchvisionVideo", "TwoStream"]
