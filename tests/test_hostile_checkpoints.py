@@ -216,6 +216,9 @@ def test_functions_of_ones_own_are_taken(tmp_path: Path, monkeypatch: pytest.Mon
             check_classes({"model": {"scheduler": schedule}}, tmp_path)
 
 
+WIDE = {"class_path": "R2Plus1D", "init_args": {"depth": 10, "width": 1500}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -235,6 +238,8 @@ def test_functions_of_ones_own_are_taken(tmp_path: Path, monkeypatch: pytest.Mon
         ({"datamodule_hyper_parameters": {"clip_lengths": 3}}, "has settings that cnnbert"),
         ({"backbone": {"class_path": "R2Plus1D", "init_args": {"depth": 10, "width": 1500}}}, "far larger network"),
         ({"head": {"class_path": "BERTHead", "init_args": {"num_heads": 4, "num_layers": 10**9}}}, "far larger"),
+        ({"backbone": {"class_path": "TwoStream", "init_args": dict.fromkeys(("rgb", "flow"), WIDE)}}, "far larger"),
+        ({"backbone": {"class_path": "TwoStream", "init_args": {"rgb": "R2Plus1D"}}}, "has settings that cnnbert"),
     ],
 )
 def test_damaged_content_is_told(good: dict[str, Any], tmp_path: Path, changes: dict[str, Any], message: str) -> None:
