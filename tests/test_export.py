@@ -277,7 +277,9 @@ def test_packages_that_are_not_there(
 def test_every_config_made_small(config: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     depth = 14 if "resnext" in config else 10
-    sizes = [f"model.backbone.depth={depth}", "model.backbone.width=32", "data.frame_size=32", "data.resize=32"]
+    networks = ("backbone.rgb", "backbone.flow") if "two_stream" in config else ("backbone",)
+    sizes = [f"model.{name}.{size}" for name in networks for size in (f"depth={depth}", "width=32")]
+    sizes += ["data.frame_size=32", "data.resize=32"]
     model = cnnbert.build(config, ["run", "walk", "jump"], sizes)
     model.data = build_data(config, sizes)
     settle(model)
