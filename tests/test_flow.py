@@ -286,7 +286,7 @@ def test_small_pictures_of_flow(mine: str) -> None:
     [
         ("FlowReader", TINY_MODEL, "clips have 2 channels, but R2Plus1D takes 3; in_channels=2 makes one that fits"),
         ("RGBFlowReader", TINY_MODEL, "clips have 5 channels, but R2Plus1D takes 3; in_channels=5 makes one that fits"),
-        ("FlowReader", TWO_STREAM, "clips have 2 channels, but TwoStream takes 5, those of colours and flow; --data.re"),
+        ("FlowReader", TWO_STREAM, "clips have 2 channels, but TwoStream takes 5, those of colours and flow; --data."),
         (
             "RGBFlowReader",
             [*TWO_STREAM, "--model.backbone.rgb.in_channels=2"],

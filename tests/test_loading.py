@@ -103,7 +103,7 @@ def test_null_elsewhere_is_left_as_it_is() -> None:
 
 @pytest.mark.parametrize("path", ["backbone.flow.weights", "backbone.init_args.flow.init_args.weights"])
 def test_null_arrives_in_a_stream(path: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = [f"model.backbone.{name}.{size}" for name in ("rgb", "flow") for size in TINY[:2]]
+    sizes = [f"model.backbone.{name}.{size}" for name in ("rgb", "flow") for size in ("depth=10", "width=8")]
     model = cnnbert.build("two_stream_bert.yaml", NAMES, [*sizes, f"model.{path}=null"])
     assert (model.backbone.rgb.weights, model.backbone.flow.weights) == ("ig65m_clip32_359", None)
     assert (model.backbone.rgb.out_channels, model.backbone.flow.in_channels) == (64, 2)

@@ -18,9 +18,9 @@ CHANNELS = {"rgb": 3, "flow": 2}
 class TwoStream(Backbone):
     """Extracts features of colours and of optical flow with a backbone each, and fuses them into one grid.
 
-    Clips have 5 channels: red, green and blue, then flow to the right and downwards, as `RGBFlowReader` gives them. Each
-    stream scales and normalises its own. Both must give grids of the same strides, which `concat` keeps and `conv3d`
-    makes twice as wide over space.
+    Clips have 5 channels: red, green and blue, then flow to the right and downwards, as `RGBFlowReader` gives them.
+    Each stream normalises its own as it does alone. Both must have the same strides, which `concat` keeps; `conv3d`
+    doubles that over space.
 
     Source: "Convolutional Two-Stream Network Fusion for Video Action Recognition" (Feichtenhofer et al. 2016). In its
     `conv3d`, a 3x3x3 convolution with ReLU turns the stacked features, 2D channels, into D. It begins as the sum of

