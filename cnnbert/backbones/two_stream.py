@@ -26,8 +26,9 @@ class TwoStream(Backbone):
     `conv3d`, a 3x3x3 convolution with ReLU turns the stacked features, 2D channels, into D. It begins as the sum of
     channels of the same number, smoothed over neighbours by a Gaussian of standard deviation 1, without bias; so does
     the authors' code (feichtenhofer/twostreamfusion, cnn_ucf101_fusion.m), which there weighs colours by 0.25 and flow
-    by 0.75 for two VGG-16s, where both weigh 1 here. Max pooling over 3x3x3 neighbours follows. The paper's takes all
-    of its 5 time steps together; here it has a stride of 1 over time and 2 over space, so that heads see every step.
+    by 0.75 for two VGG-16s, where both weigh 1 here. 3D max pooling follows: there over all
+    of 5 time steps; here over 3x3x3 neighbours with a stride of 1 over time and 2 over space, so that heads see every
+    step.
 
     Args:
         rgb: The backbone of colours, with in_channels 3.
