@@ -85,10 +85,9 @@ def _causes(trainer: Trainer, task: ActionRecognition) -> list[str]:
         f"clips show too little of a video (data.clip_length {data.clip_length}, data.stride {data.stride})",
         "it takes longer: few videos, many classes, a long warm-up",
     ]
-    if task.freeze_backbone and task.backbone.weights is None:
-        causes.insert(0, "the backbone is frozen with random weights: give model.backbone.weights, or do not freeze it")
-    elif task.backbone.weights is None:
-        causes.append(
-            "the backbone starts from random weights: pretrained ones (model.backbone.weights) need fewer epochs"
-        )
+    random = " and ".join(f"{part.setting}.weights" for part in task.backbone.parts if part.weights is None)
+    if task.freeze_backbone and random:
+        causes.insert(0, f"the backbone is frozen with random weights: give {random}, or do not freeze it")
+    elif random:
+        causes.append(f"the backbone starts from random weights: pretrained ones ({random}) need fewer epochs")
     return causes

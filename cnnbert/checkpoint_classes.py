@@ -99,10 +99,14 @@ def _check(value: Any, bases: tuple[type, ...], place: str, source: Path) -> Non
         if not isinstance(arguments, Mapping) or not all(map(_is_name, arguments)):
             raise InputError(f"{source} is refused: {place}.{part} is {str(arguments)[:80]}, which names no arguments")
         for name, given in arguments.items():
-            if _takes_function(kind, name):
-                _check_function(given, f"{place}.{part}.{name}", source)
+            inner = f"{place}.{part}.{name}"
+            hint = _hint(kind, name)
+            if "Callable" in str(hint):
+                _check_function(given, inner, source)
+            elif inspect.isclass(hint) and issubclass(hint, NESTED):
+                _check(given, (hint,), inner, source)
             else:
-                _check_nested(given, f"{place}.{part}.{name}", source)
+                _check_nested(given, inner, source)
 
 
 def _check_nested(value: Any, place: str, source: Path) -> None:
@@ -138,8 +142,12 @@ def _find(path: Any, bases: tuple[type, ...], place: str, source: Path) -> type:
     return found
 
 
-def _takes_function(kind: type, name: str) -> bool:
-    """Return whether an argument of a class, or of one that it is derived from, is a function."""
+def _hint(kind: type, name: str) -> Any:
+    """Return the type of an argument of a class, or of one that it is derived from; None where there is none.
+
+    One that may be a function counts before others.
+    """
+    found = []
     for base in kind.__mro__:
         if "__init__" in vars(base):
             init = vars(base)["__init__"]
@@ -147,9 +155,9 @@ def _takes_function(kind: type, name: str) -> bool:
                 hints = get_type_hints(init)  # also behind names of types
             except (NameError, TypeError):
                 hints = getattr(init, "__annotations__", {})
-            if "Callable" in str(hints.get(name)):
-                return True
-    return False
+            found.append(hints.get(name))
+    functions = [hint for hint in found if "Callable" in str(hint)]
+    return next((hint for hint in (*functions, *found) if hint is not None), None)
 
 
 def _check_function(value: Any, place: str, source: Path) -> None:

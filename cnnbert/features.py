@@ -122,15 +122,13 @@ def feature_key(settings: Mapping[str, Any], data: VideoDataModule, backbone: Ba
     for name, tensor in sorted(backbone.state_dict().items()):
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    arguments = dict(settings["model"]["backbone"].get("init_args", {}))
-    arguments.pop("weights", None)
     described = {name: value for name, value in settings["data"].items() if name not in IRRELEVANT}
     if described["seed"] is None:
         described["seed"] = settings["seed_everything"]
     videos = {f"{split} videos": _digest(videos.records) for split, videos in data.datasets.items()}
     named = {f"data.{name}": value for name, value in described.items()}
     return {
-        "backbone": {"class_path": settings["model"]["backbone"]["class_path"], **arguments},
+        "backbone": _without_weights(settings["model"]["backbone"]),
         "weights": weights.hexdigest(),
         "classes": data.class_names,
         "mirrored classes": data.source.mirrored,
@@ -138,6 +136,15 @@ def feature_key(settings: Mapping[str, Any], data: VideoDataModule, backbone: Ba
         **({"optical flow": data.reader.made_with} if data.reader.made_with else {}),
         **json.loads(json.dumps(named)),
     }
+
+
+def _without_weights(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the class of a backbone and its arguments, and those of backbones among them, but for their weights."""
+    arguments = {name: value for name, value in (backbone.get("init_args") or {}).items() if name != "weights"}
+    for name, value in arguments.items():
+        if isinstance(value, Mapping) and "class_path" in value:
+            arguments[name] = _without_weights(value)
+    return {"class_path": backbone["class_path"], **arguments}
 
 
 def check_features(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ from cnnbert.network_limit import no_larger_than
 from cnnbert.runs import checkpoint_settings, find_checkpoint, read_checkpoint
 from cnnbert.shipped import find_config
 from cnnbert.tasks.recognition import ActionRecognition
+
+# An argument of a backbone that is itself an argument of a backbone.
+INNER = re.compile(
+    r"^--(model\.backbone(?:\.init_args)?\.(?!init_args\b)\w+)(?:\.init_args)?\.(?!init_args\b)(\w+)=null$"
+)
 
 
 def build(config: str | Path, class_names: Sequence[str], overrides: Sequence[str] = ()) -> ActionRecognition:
@@ -77,13 +83,26 @@ def config_settings(
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.link_arguments("data.clip_length", "model.clip_length")
     parser.link_arguments("data.label_separator", "model.multi_label", lambda separator: separator is not None)
-    given = [_found(_option(override)) for override in overrides]
+    given = with_inner_nulls([_found(_option(override)) for override in overrides])
     names = f"--model.class_names={yaml.safe_dump(list(class_names), default_flow_style=True)}"
     try:
         settings = parser.parse_args([f"--config={find_config(str(config))}", *given, names])
     except Exception as error:
         raise InputError(f"{config}: {error}") from error
     return yaml.safe_load(parser.dump(settings, skip_link_targets=False, skip_none=False))
+
+
+def with_inner_nulls(words: Sequence[str]) -> list[str]:
+    """Return a command line on which null also arrives at the streams of `TwoStream`, as of backbones elsewhere.
+
+    Of `--model.backbone.rgb.weights null` jsonargparse (4.53) makes the word None; inside of a mapping it does not.
+    """
+    changed: list[str] = []
+    for word in words:
+        if word == "null" and changed and changed[-1].startswith("--") and "=" not in changed[-1]:
+            word = f"{changed.pop()}=null"
+        changed.append(INNER.sub(r"--\1={init_args: {\2: null}}", word))
+    return changed
 
 
 def _option(override: str) -> str:

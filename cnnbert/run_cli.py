@@ -29,6 +29,7 @@ from cnnbert.data_wait import DataWait
 from cnnbert.errors import InputError
 from cnnbert.finite_numbers import FiniteNumbers
 from cnnbert.full_memory import full_in_run, memory_told
+from cnnbert.loading import with_inner_nulls
 from cnnbert.loggers import complete_loggers, logger_folder, usual_logger
 from cnnbert.machine import best_device, best_precision, keep_freed_memory
 from cnnbert.processes import EndTogether
@@ -88,7 +89,7 @@ class RunCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the options; those that a checkpoint brings come first, so that any other wins over them."""
         assert isinstance(args, list)
-        args = [*args]
+        args = with_inner_nulls(args)
         config = _option(args, CONFIG_OPTIONS[:2])
         self.name = None if config is None else Path(config).stem
         self.root = Path(_option(args, ("--trainer.default_root_dir",)) or "runs")

@@ -41,6 +41,7 @@ SIZES = {
     "TorchvisionVideo": ["network=mc3_18"],
     "FrameCNN": ["network=shufflenet_v2_x0_5"],
     "FrameFusion": ["width=12"],
+    "TwoStream": [f"{stream}.{size}" for stream in ("rgb", "flow") for size in ("depth=10", "width=32")],
 }
 """What makes each backbone of the shipped configs small."""
 

@@ -20,12 +20,16 @@ from test_optical_flow import raft  # noqa: F401  (a fixture)
 
 import cnnbert
 from cnnbert.attention_strip import attention_strip
+from cnnbert.backbones import R2Plus1D
 from cnnbert.cli import main
 from cnnbert.clip_pictures import pictures
 from cnnbert.data.flow import FlowReader
 from cnnbert.data.flow_files import read_facts, read_table
 from cnnbert.data.readers import PyAVReader
 from cnnbert.data.records import VideoRecord
+from cnnbert.errors import InputError
+from cnnbert.features import check_features
+from cnnbert.loading import config_settings
 from cnnbert.previews import write_preview
 
 FLOW = ["flow", "--num-workers=2"]
@@ -189,7 +193,19 @@ def test_mistakes_are_told(mine: str, arguments: list[str], message: str, capsys
     assert before == sorted(Path(".").rglob("*"))
 
 
-def trained(reader: str, channels: int) -> list[str]:
+TWO_STREAM = [
+    "--model.backbone=TwoStream",
+    *(
+        f"--model.backbone.{name}{option}"
+        for name in ("rgb", "flow")
+        for option in ("=R2Plus1D", ".depth=10", ".width=8")
+    ),
+    "--model.backbone.flow.in_channels=2",
+    *TINY_MODEL[3:],
+]
+
+
+def trained(reader: str, *model: str) -> list[str]:
     return [
         "--data=data/folder.yaml",
         "--data.source.root=my_videos",
@@ -197,19 +213,20 @@ def trained(reader: str, channels: int) -> list[str]:
         "--data.source.test_fraction=0.25",
         f"--data.reader={reader}",
         "--data.reader.folder=flow",
-        *TINY_MODEL,
-        f"--model.backbone.in_channels={channels}",
+        *(model or (*TINY_MODEL, "--model.backbone.in_channels=2")),
         *TINY_DATA,
         *TINY_RUN,
         "--trainer.logger=false",
     ]
 
 
-@pytest.mark.parametrize(("reader", "channels"), [("FlowReader", 2), ("RGBFlowReader", 5)])
-def test_the_whole_way(mine: str, reader: str, channels: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("reader", "channels", "model"), [("FlowReader", 2, []), ("RGBFlowReader", 5, TWO_STREAM)])
+def test_the_whole_way(
+    mine: str, reader: str, channels: int, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Flow, training, testing, and everything that is done with a checkpoint."""
     assert main([*FARNEBACK, mine, "--out=flow"]) == 0
-    assert main(["fit", *trained(reader, channels)]) == 0
+    assert main(["fit", *trained(reader, *model)]) == 0
     assert main(["test", "--ckpt_path=best", "--data.test_protocol=all_clips_10_crops", "--trainer.logger=false"]) == 0
     capsys.readouterr()
     write_moving(Path("new_videos", "0.mkv"), -2, 0, 9, (48, 56))
@@ -221,7 +238,7 @@ def test_the_whole_way(mine: str, reader: str, channels: int, capsys: pytest.Cap
     assert main(["explain", "best", "new_videos/0.mkv"]) == 0
     assert main(["scan", "best", "new_videos", "--out=segments.csv", "--annotate"]) == 0
     assert main(["export", "best", "--out=model.pt2", "--format=torch-export"]) == 0
-    data = [option for option in trained(reader, channels) if option.startswith("--data")]
+    data = [option for option in trained(reader) if option.startswith("--data")]
     for kind in ("png", "html"):
         assert main(["preview", *data, f"--out=preview.{kind}"]) == 0
     assert main(["bench-data", *data, "--num-batches=1", "--num-videos=2"]) == 0
@@ -235,7 +252,7 @@ def test_the_whole_way(mine: str, reader: str, channels: int, capsys: pytest.Cap
 
 def test_features_know_their_flow(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*FARNEBACK, mine, "--out=flow"]) == 0
-    settings = [*trained("FlowReader", 2), "--seed_everything=0"]
+    settings = [*trained("FlowReader"), "--seed_everything=0"]
     Path("tiny.yaml").write_text("seed_everything: 0\n")
     assert main(["features", "--config=tiny.yaml", "--out=features", "--train-views=1", *settings]) == 0
     shutil.rmtree("flow")
@@ -264,10 +281,54 @@ def test_small_pictures_of_flow(mine: str) -> None:
         assert int(colours.argmax()) == strongest
 
 
-def test_a_network_of_colours_refuses_flow(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("reader", "model", "message"),
+    [
+        ("FlowReader", TINY_MODEL, "clips have 2 channels, but R2Plus1D takes 3; in_channels=2 makes one that fits"),
+        ("RGBFlowReader", TINY_MODEL, "clips have 5 channels, but R2Plus1D takes 3; in_channels=5 makes one that fits"),
+        ("FlowReader", TWO_STREAM, "clips have 2 channels, but TwoStream takes 5, those of colours and flow; --data."),
+        (
+            "RGBFlowReader",
+            [*TWO_STREAM, "--model.backbone.rgb.in_channels=2"],
+            "the rgb stream (R2Plus1D) takes 2 channels instead of 3; set in_channels to 3 (--model.backbone.rgb.in",
+        ),
+    ],
+)
+def test_networks_refuse_clips_of_other_channels(
+    mine: str, reader: str, model: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before any weights are loaded or fetched."""
     assert main([*FARNEBACK, mine, "--out=flow"]) == 0
-    assert main(["fit", *trained("FlowReader", 3)]) == 1
-    assert "clips have 2 channels, but R2Plus1D takes 3; in_channels=2 makes one that fits" in capsys.readouterr().err
+    assert main(["fit", *trained(reader, *model)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_two_streams_start_from_weights_and_go_on(mine: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Also features know their weights by what they are, not by where they lay; and a whole is taken up again."""
+    assert main([*FARNEBACK, mine, "--out=flow"]) == 0
+    for name, channels in {"rgb": 3, "flow": 2}.items():
+        torch.save(R2Plus1D(depth=10, width=8, in_channels=channels).state_dict(), f"{name}.pth")
+    weights = [f"--model.backbone.{name}.weights={name}.pth" for name in ("rgb", "flow")]
+    still = ["--model.optimizer=SGD", "--model.optimizer.lr=0"]
+    run = trained("RGBFlowReader", *TWO_STREAM, *weights)
+    assert main(["fit", *run, *still]) == 0
+    for name in ("rgb", "flow"):
+        assert f"{name}: weights {name}.pth: loaded 126 tensors into R2Plus1D" in caplog.text
+        state, stream = torch.load(f"{name}.pth"), getattr(cnnbert.load("best").backbone, name)
+        assert all(torch.equal(value, state[key]) for key, value in stream.named_parameters())
+    Path("tiny.yaml").write_text("seed_everything: 0\n")
+    assert main(["features", "--config=tiny.yaml", "--out=features", "--train-views=1", *run]) == 0
+    for name in ("rgb", "flow"):
+        Path(f"{name}.pth").rename(f"moved_{name}.pth")
+    assert main(["fit", "--ckpt_path=last", "--trainer.max_epochs=2"]) == 0
+    moved = [f"--model.backbone.{name}.weights=moved_{name}.pth" for name in ("rgb", "flow")]
+    check_features(Path("features"), config_settings("tiny.yaml", [], [*run, *moved]))
+    changed = [*run, *moved, "--model.backbone.fusion=concat"]
+    with pytest.raises(InputError, match="of another kind: backbone was"):
+        check_features(Path("features"), config_settings("tiny.yaml", [], changed))
+    best = next(Path("runs").glob("*/fit-*/checkpoints/best.ckpt"))
+    assert main(["fit", *run, f"--model.backbone.weights={best}"]) == 0
+    assert "tensors into TwoStream; not loaded: head.cls" in caplog.text
 
 
 def test_flow_is_shown_as_colours() -> None:

@@ -151,6 +151,28 @@ def test_modules_of_python_are_not_imported(good: dict[str, Any], tmp_path: Path
     assert "antigravity" not in sys.modules
 
 
+@pytest.mark.parametrize("what", ["os.system", "antigravity.Stream", f"{HERE}.Note", "torch.nn.Linear", "TGAPHead"])
+@pytest.mark.parametrize("form", ["path", "class_path", "in YAML", "number", "deeper"])
+def test_backbones_inside_of_others_are_checked(good: dict[str, Any], tmp_path: Path, form: str, what: str) -> None:
+    stream = {"class_path": "R2Plus1D", "init_args": {"depth": 10}}
+    model = good["hyper_parameters"]
+    for short in (stream, "R2Plus1D", "cnnbert.backbones.r2plus1d.R2Plus1D"):
+        model["backbone"] = {"class_path": "TwoStream", "init_args": {"rgb": short, "flow": stream}}
+        check_classes({"model": model}, tmp_path)
+    values: dict[str, Any] = {
+        "path": what,
+        "class_path": {"class_path": what, "init_args": ARGUMENTS},
+        "in YAML": f"{{class_path: {what}, init_args: {{args: [touch, ran]}}}}",
+        "number": 3,
+        "deeper": {"class_path": "TwoStream", "init_args": {"rgb": stream}, "dict_kwargs": {"flow": what}},
+    }
+    model["backbone"]["init_args"]["flow"] = values[form]
+    told = refused(good, tmp_path / "evil.ckpt")
+    assert "evil.ckpt is refused: model.backbone.init_args.flow" in told
+    assert ("which describes no class" if form == "number" else "which is no Backbone") in told
+    assert "antigravity" not in sys.modules
+
+
 def test_short_names_and_other_spellings(good: dict[str, Any], tmp_path: Path) -> None:
     model = good["hyper_parameters"]
     for head in ("TGAPHead", {"class_path": "TGAPHead"}, {"class_path": "cnnbert.heads.tgap.TGAPHead"}):
@@ -194,6 +216,9 @@ def test_functions_of_ones_own_are_taken(tmp_path: Path, monkeypatch: pytest.Mon
             check_classes({"model": {"scheduler": schedule}}, tmp_path)
 
 
+WIDE = {"class_path": "R2Plus1D", "init_args": {"depth": 10, "width": 1500}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -213,6 +238,8 @@ def test_functions_of_ones_own_are_taken(tmp_path: Path, monkeypatch: pytest.Mon
         ({"datamodule_hyper_parameters": {"clip_lengths": 3}}, "has settings that cnnbert"),
         ({"backbone": {"class_path": "R2Plus1D", "init_args": {"depth": 10, "width": 1500}}}, "far larger network"),
         ({"head": {"class_path": "BERTHead", "init_args": {"num_heads": 4, "num_layers": 10**9}}}, "far larger"),
+        ({"backbone": {"class_path": "TwoStream", "init_args": dict.fromkeys(("rgb", "flow"), WIDE)}}, "far larger"),
+        ({"backbone": {"class_path": "TwoStream", "init_args": {"rgb": "R2Plus1D"}}}, "has settings that cnnbert"),
     ],
 )
 def test_damaged_content_is_told(good: dict[str, Any], tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -20,6 +20,7 @@ from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.readers import PyAVReader
 from cnnbert.data.sources import Folder
 from cnnbert.errors import InputError
+from cnnbert.loading import with_inner_nulls
 from cnnbert.shipped import shipped_configs
 
 NAMES = ["blue", "green", "red"]
@@ -92,6 +93,26 @@ def test_overrides_win(dashes: str) -> None:
     assert model.head.classifier_dropout.p == 0.5
     assert model.loss.label_smoothing == 0.1
     assert model.hparams["head"]["init_args"]["num_heads"] == 4
+
+
+def test_null_elsewhere_is_left_as_it_is() -> None:
+    names = ("backbone.weights", "backbone.init_args.weights", "head.norm.eps", "scheduler", "backbone.rgb.init_args")
+    words = ["--model.backbone.rgb.weights=nullable", "fit", "null", *(f"--model.{name}=null" for name in names)]
+    assert with_inner_nulls(words) == words
+
+
+@pytest.mark.parametrize("path", ["backbone.flow.weights", "backbone.init_args.flow.init_args.weights"])
+def test_null_arrives_in_a_stream(path: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = [f"model.backbone.{name}.{size}" for name in ("rgb", "flow") for size in ("depth=10", "width=8")]
+    model = cnnbert.build("two_stream_bert.yaml", NAMES, [*sizes, f"model.{path}=null"])
+    assert (model.backbone.rgb.weights, model.backbone.flow.weights) == ("ig65m_clip32_359", None)
+    assert (model.backbone.rgb.out_channels, model.backbone.flow.in_channels) == (64, 2)
+    for words in ([f"--model.{path}", "null"], [f"--model.{path}=null"]):
+        with pytest.raises(SystemExit):
+            main(["fit", "--config=two_stream_bert.yaml", *words, "--print_config"])
+        backbone = yaml.safe_load(capsys.readouterr().out)["model"]["backbone"]["init_args"]
+        flow = backbone["flow"]["init_args"]
+        assert (flow["weights"], flow["in_channels"], backbone["fusion"]) == (None, 2, "conv3d")
 
 
 def test_the_clip_length_sizes_the_positions() -> None:

@@ -54,7 +54,7 @@ def test_every_block_is_known():
     """Commands of another kind would need a test of their own; CI runs the two lines that install."""
     words = {shlex.split(part)[0] for block in blocks("bash") for part in re.split(r"&&|\n", block) if part.strip()}
     assert words == {"python3", ".venv/bin/pip", ".venv/bin/cnnbert", ".venv/bin/pytest", "cnnbert"}
-    assert len(commands()) == 24
+    assert len(commands()) == 25
 
 
 def test_your_own_videos(workplace, videos):
@@ -156,6 +156,12 @@ def test_flow(workplace, videos, capsys):
     (fit,) = (words for words in commands() if "data/flow.yaml" in words)
     small = [*SMALL, *TINY_DATA, *TINY_RUN, "--trainer.logger=false"]
     assert main([*fit, *small]) == 0
+    (fit,) = (words for words in commands() if "two_stream_bert.yaml" in words)
+    (concat,) = re.findall(r"`(--model.backbone.fusion concat)`", README)
+    own = re.findall(r"`(--model\.backbone\.(?:rgb|flow)\.weights)`", README)
+    sizes = [word.replace("backbone", f"backbone.{name}") for name in ("rgb", "flow") for word in SMALL[:2]]
+    sizes += [f"{option}=null" for option in own]
+    assert len(own) == 2 and main([*fit, *sizes, *small[len(SMALL) :], *shlex.split(concat)]) == 0
     (again,) = re.findall(r"`cnnbert (flow new_videos [^`]*)`", README)
     capsys.readouterr()
     assert main(shlex.split(again)) == 0

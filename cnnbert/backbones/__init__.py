@@ -11,6 +11,7 @@ from cnnbert.backbones.resnet3d import ResNet3D
 from cnnbert.backbones.resnext3d import ResNeXt3D
 from cnnbert.backbones.s3d import S3D
 from cnnbert.backbones.torchvision_video import TorchvisionVideo
+from cnnbert.backbones.two_stream import TwoStream
 
 __all__ = [
     "C3D",
@@ -24,4 +25,5 @@ __all__ = [
     "ResNeXt3D",
     "ResNet3D",
     "TorchvisionVideo",
+    "TwoStream",
 ]

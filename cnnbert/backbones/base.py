@@ -41,6 +41,7 @@ class Backbone(nn.Module, ABC):
         is_framewise: Whether the features of a time step depend on one frame alone (with a temporal stride of 1), so
             that clips that overlap can share them.
         was_loaded: Whether any weights have been loaded since the constructor, pretrained ones or a checkpoint's.
+        setting: Where a run's settings have this backbone, as messages name it.
     """
 
     mean: Tensor
@@ -50,6 +51,7 @@ class Backbone(nn.Module, ABC):
     input_weight: str = ""
     unpretrained: str = ""
     is_framewise: bool = False
+    setting: str = "model.backbone"
 
     def __init__(
         self,
@@ -88,6 +90,11 @@ class Backbone(nn.Module, ABC):
         """The weights that have a name, for this network and others."""
         return PUBLISHED
 
+    @property
+    def parts(self) -> tuple[Backbone, ...]:
+        """The backbones by whose `weights` training starts: this one, unless it is made of others."""
+        return (self,)
+
     def fetch_pretrained(self) -> None:
         """Fetch the file of `weights` if it is a published one that is not on this machine yet.
 
@@ -108,6 +115,15 @@ class Backbone(nn.Module, ABC):
     def num_steps(self, clip_length: int) -> int:
         """Return the time steps T' of the features of a clip of `clip_length` frames."""
         return -(-clip_length // self.temporal_stride)
+
+    def check_channels(self, channels: int) -> None:
+        """Raise `InputError` if clips of so many channels are not what this backbone takes."""
+        if channels != self.in_channels:
+            raise InputError(
+                f"clips have {channels} channels, but {type(self).__name__} takes {self.in_channels}; "
+                f"in_channels={channels} makes one that fits, or another data.reader gives other clips: FlowReader has "
+                "2 channels, RGBFlowReader 5, the others 3"
+            )
 
     def check_clip(self, clip_length: int, height: int, width: int) -> None:
         """Raise `InputError` if a clip of these frames and pixels is too small for this backbone."""
@@ -155,11 +171,7 @@ class Backbone(nn.Module, ABC):
         Raises:
             InputError: The clips have too few frames or pixels, or other channels.
         """
-        if clips.shape[1] != self.in_channels:
-            raise InputError(
-                f"clips have {clips.shape[1]} channels, but {type(self).__name__} takes {self.in_channels}; "
-                f"in_channels={clips.shape[1]} makes one that fits"
-            )
+        self.check_channels(clips.shape[1])
         self.check_clip(*clips.shape[2:])
         return self.forward_features(self.normalize(clips))
 

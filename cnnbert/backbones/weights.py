@@ -187,7 +187,7 @@ def fetch(backbone: Backbone) -> Path:
     published = _published(backbone, weights)
     if published is None:
         return Path(weights).expanduser()
-    return fetched(weights, published, "start from random weights with --model.backbone.weights null")
+    return fetched(weights, published, f"start from random weights with --{backbone.setting}.weights null")
 
 
 def fetched(weights: str, published: Published, otherwise: str) -> Path:

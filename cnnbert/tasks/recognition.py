@@ -222,6 +222,8 @@ class ActionRecognition(LightningModule):
         if self.trainer.datamodule is not None:  # type: ignore[attr-defined]
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self.backbone.check_clip(data.clip_length, data.frame_size, data.frame_size)
+            if isinstance(data, VideoDataModule):
+                self.backbone.check_channels(data.reader.channels)
             if isinstance(data, VideoDataModule) and (data.label_separator is not None) != self.multi_label:
                 raise InputError(
                     f"multi_label={self.multi_label} of the model does not go with "
@@ -284,7 +286,7 @@ class ActionRecognition(LightningModule):
         return ((len(labels) - sizes) / sizes).to(self.device)
 
     def _load_pretrained(self) -> None:
-        if self.backbone.weights is None or self.backbone.was_loaded:
+        if self.backbone.was_loaded or all(part.weights is None for part in self.backbone.parts):
             return
         try:
             if self.trainer.local_rank == 0:

@@ -26,11 +26,14 @@ from cnnbert.backbones import (
     ResNet3D,
     ResNeXt3D,
     TorchvisionVideo,
+    TwoStream,
 )
 from cnnbert.errors import InputError
 from cnnbert.export import Format
 from cnnbert.heads import BERTHead
 
+TEN = {"depth": 10, "width": 8}
+# A class with its arguments may be an argument itself.
 CASES: list[tuple[type[Backbone], dict[str, Any]]] = [
     (R2Plus1D, {"depth": 10, "width": 8}),
     (R2Plus1D, {"depth": 18, "width": 4}),
@@ -62,13 +65,20 @@ CASES: list[tuple[type[Backbone], dict[str, Any]]] = [
     (FrameFusion, {"fusion": "late", "width": 3, "cells": 2, "in_channels": 2}),
     (FrameFusion, {"fusion": "early", "width": 3, "cells": 2}),
     (FrameFusion, {"fusion": "single", "width": 3, "cells": 2}),
+    (TwoStream, {"rgb": (R2Plus1D, TEN), "flow": (R2Plus1D, {**TEN, "in_channels": 2})}),
+    (TwoStream, {"rgb": (R2Plus1D, TEN), "flow": (ResNet3D, {**TEN, "in_channels": 2}), "fusion": "concat"}),
 ]
 every_case = pytest.mark.parametrize(("cls", "arguments"), CASES)
 
 
-def build(cls: type[Backbone], arguments: dict[str, Any]) -> Backbone:
+def made(cls: Callable[..., Backbone], arguments: dict[str, Any], **more: Any) -> Backbone:
+    given = {name: made(*value) if isinstance(value, tuple) else value for name, value in arguments.items()}
+    return cls(**given, **more)
+
+
+def build(cls: type[Backbone], arguments: dict[str, Any], **more: Any) -> Backbone:
     torch.manual_seed(0)
-    return cls(**arguments)
+    return made(cls, arguments, **more)
 
 
 def random_clips(backbone: Backbone, batch: int, steps: int = 2, cells: int = 2) -> Tensor:
@@ -129,7 +139,7 @@ def test_uint8_and_float_clips_agree(cls: type[Backbone], arguments: dict) -> No
 @every_case
 def test_unknown_keyword_is_refused(cls: Callable[..., Backbone], arguments: dict) -> None:
     with pytest.raises(TypeError, match="widht"):
-        cls(**arguments, widht=8)
+        made(cls, arguments, widht=8)
 
 
 @every_case
@@ -147,7 +157,8 @@ def test_too_small_a_clip_names_a_size_that_works(cls: type[Backbone], arguments
 def test_clips_of_other_channels_are_refused(cls: type[Backbone], arguments: dict) -> None:
     backbone = build(cls, arguments).eval()
     frames, pixels, channels = backbone.least_frames, backbone.least_pixels, backbone.in_channels
-    message = f"clips have 4 channels, but {cls.__name__} takes {channels}; in_channels=4 makes one that fits"
+    remedy = "--data.reader RGBFlowReader" if cls is TwoStream else "in_channels=4 makes one that fits"
+    message = f"clips have 4 channels, but {cls.__name__} takes {channels}.*; {remedy}"
     with pytest.raises(InputError, match=message):
         backbone(torch.rand(1, 4, frames, pixels, pixels))
 
@@ -156,7 +167,7 @@ def test_clips_of_other_channels_are_refused(cls: type[Backbone], arguments: dic
 def test_weights_are_touched_by_load_pretrained_alone(cls: type[Backbone], arguments: dict, tmp_path: Path) -> None:
     """Also a reduced last block of one's own is loaded, and whoever has loaded weights knows it."""
     path = tmp_path / "weights.pth"
-    backbone = cls(**arguments, weights=str(path))
+    backbone = made(cls, arguments, weights=str(path))
     with pytest.raises(InputError, match=f"weights {path} are neither a file nor a published name"):
         backbone.load_pretrained()
     assert not backbone.was_loaded
@@ -182,8 +193,8 @@ def test_construction_needs_no_network(cls: type[Backbone], arguments: dict, mon
         raise AssertionError("a constructor opened a socket")
 
     monkeypatch.setattr(socket, "socket", refuse)
-    arguments = {**arguments, "weights": "ig65m_clip32_359"}  # even where they are for another network
-    first, second = build(cls, arguments), build(cls, arguments)
+    weights = "ig65m_clip32_359"  # even where they are for another network
+    first, second = (build(cls, arguments, weights=weights) for _ in range(2))
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), f"{name} does not follow the seed"
 
@@ -191,7 +202,7 @@ def test_construction_needs_no_network(cls: type[Backbone], arguments: dict, mon
 @every_case
 def test_meta_device(cls: type[Backbone], arguments: dict) -> None:
     with torch.device("meta"):
-        backbone = cls(**arguments)
+        backbone = made(cls, arguments)
         pixels = backbone.least_pixels
         clips = torch.empty(2, backbone.in_channels, backbone.least_frames, pixels, pixels)
     assert all(tensor.is_meta for tensor in backbone.state_dict().values())
