@@ -175,8 +175,8 @@ def _class_names(path: Path, header: Sequence[str]) -> tuple[str, ...]:
     if twice:
         raise InputError(f"{path}, line 1: column {twice[0]} is there twice")
     class_names = tuple(name.removeprefix(SCORE) for name in header if name.startswith(SCORE))
-    if not class_names:
-        raise InputError(f"{path}, line 1: no column {SCORE}CLASS; give a predictions file of `cnnbert test`")
+    if len(class_names) < 2:
+        raise InputError(f"{path}, line 1: no two columns {SCORE}CLASS; give a predictions file of `cnnbert test`")
     return class_names
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cnnbert.checkpoint_classes import check_classes
 from cnnbert.errors import InputError
-from cnnbert.tensorfile import DamagedFile, read_tensors
+from cnnbert.tensorfile import DamagedFile, is_zip, read_tensors
 
 CHECKPOINTS = "checkpoints"
 
@@ -99,10 +99,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _check_sums(path: Path) -> None:
     """Refuse a file in which bytes have changed since it was written, as torch does not look."""
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return
-    with zipfile.ZipFile(path) as file:
-        wrong = file.testzip()
+    try:
+        with zipfile.ZipFile(path) as file:
+            wrong = file.testzip()
+    except Exception as error:  # zipfile raises many kinds for a broken file
+        raise DamagedFile(f"{path} is damaged ({error})") from error
     if wrong is not None:
         raise DamagedFile(f"{path} is damaged: what it holds as {wrong} has changed since it was written")
 

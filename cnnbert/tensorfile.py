@@ -29,7 +29,7 @@ def read_tensors(path: Path) -> Any:
     if not os.path.isfile(path):
         raise InputError(f"there is no file {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except Exception as error:  # torch raises many kinds for a broken file
         told = str(error).strip()
         code = re.search(r"(?:GLOBAL|class|instantiate) ([\w.]*[\w]\.[\w.]+)", told)
@@ -50,5 +50,13 @@ def _cut_off(path: Path) -> str:
         start = file.read(len(ZIP_START))
     if not start:
         return "it is empty"
-    is_cut = start == ZIP_START and not zipfile.is_zipfile(path)
+    is_cut = start == ZIP_START and not is_zip(path)
     return f"it is cut off: only its first {path.stat().st_size} bytes are there" if is_cut else ""
+
+
+def is_zip(path: Path) -> bool:
+    """Return whether a file has what a zip file ends with."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of a changed end
+        return False
