@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from contextlib import suppress
@@ -24,6 +23,7 @@ from cnnbert.errors import InputError
 from cnnbert.loggers import run_facts
 from cnnbert.machine import describe, known_faults
 from cnnbert.outputs import whole_file, write_whole
+from cnnbert.predictions import Predictions, write_predictions
 from cnnbert.runs import CHECKPOINTS
 from cnnbert.tasks.recognition import ActionRecognition
 
@@ -107,13 +107,9 @@ class VideosFile(Callback):
 
 
 class PredictionsFile(Callback):
-    """Writes `predictions.csv` after testing and predicting: a line a video with the score of every class.
+    """Writes `predictions.csv` after `validate`, `test` and `predict`; see `write_predictions`.
 
-    Columns: path, start_seconds, end_seconds, label (empty where unknown), prediction, and `score:CLASS` for every
-    class, its probability in [0, 1], averaged over the video's views as the protocol says; and error, which is why a
-    video could not be read. Such a video has an error and neither prediction nor scores; all others have no error.
-    Where a video may have several classes, the prediction is those of a probability of at least 0.5, with the data's
-    separator between; there may be none.
+    The probability of a class is averaged over the video's views as the protocol says.
 
     Args:
         folder: Where the file goes.
@@ -121,6 +117,11 @@ class PredictionsFile(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "predictions.csv"
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the validation videos, if there is no training."""
+        if trainer.state.fn == "validate":
+            self._write(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the test videos."""
@@ -137,31 +138,23 @@ class PredictionsFile(Callback):
         failures = data.all_failures(split)
         if not trainer.is_global_zero:
             return
-        records = data.datasets[split].records
-        scores = task.probabilities(videos.video_logits).tolist()
+        records = [data.datasets[split].records[index] for index in videos.index.tolist()]
+        ends = ["" if record.end_seconds is None else str(record.end_seconds) for record in records]
+        was_read = zip(videos.index.tolist(), videos.was_read.tolist(), strict=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            whole_file(self.path) as part,
-            part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-        ):
-            writer = csv.writer(file)
-            names = task.class_names
-            header = ["path", "start_seconds", "end_seconds", "label", "prediction"]
-            writer.writerow([*header, *(f"score:{name}" for name in names), "error"])
-            for index, was_read, row in zip(videos.index.tolist(), videos.was_read.tolist(), scores, strict=True):
-                record = records[index]
-                end = "" if record.end_seconds is None else record.end_seconds
-                facts = [record.path, record.start_seconds, end, record.label or ""]
-                if was_read:
-                    if data.label_separator is None:
-                        predicted = names[max(range(len(row)), key=row.__getitem__)]
-                    else:
-                        predicted = data.label_separator.join(
-                            name for name, score in zip(names, row, strict=True) if score >= 0.5
-                        )
-                    writer.writerow([*facts, predicted, *(f"{score:.6g}" for score in row), ""])
-                else:
-                    writer.writerow([*facts, "", *("" for _ in row), failures[index].why])
+        write_predictions(
+            self.path,
+            Predictions(
+                videos=tuple(
+                    (record.path, str(record.start_seconds), end, record.label or "")
+                    for record, end in zip(records, ends, strict=True)
+                ),
+                class_names=tuple(task.class_names),
+                scores=task.probabilities(videos.video_logits).double().cpu().numpy(),
+                errors=tuple("" if is_read else failures[index].why for index, is_read in was_read),
+                label_separator=data.label_separator,
+            ),
+        )
 
 
 class RunReport(Callback):

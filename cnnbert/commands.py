@@ -30,6 +30,7 @@ COMMANDS = {
     "export": "cnnbert.export:export",
     "features": "cnnbert.features:features",
     "flow": "cnnbert.flow:flow",
+    "fuse": "cnnbert.fuse:fuse",
     "import-checkpoint": "cnnbert.ltm:import_checkpoint",
     "prepare": "cnnbert.prepare:prepare",
     "preview": "cnnbert.preview:preview",
@@ -88,7 +89,7 @@ def run_command(name: str, args: list[str]) -> int:
     if takes_settings:
         settings, args = part_settings(args)
     kinds = {name: str(parameter.annotation) for name, parameter in parameters.items()}
-    lists = [name for name, kind in kinds.items() if kind.startswith("tuple[str")]
+    lists = [name for name, kind in kinds.items() if kind.startswith("tuple[")]
     flags = [name for name, kind in kinds.items() if kind == "bool"]
     args = _joined_lists(_switched([_underscored(word) for word in args], flags), lists)
     positional = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]

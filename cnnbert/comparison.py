@@ -103,7 +103,7 @@ def check_same_videos(
     Raises:
         InputError: They differ; the message shows in what.
     """
-    both = f"{names[0]} and {names[1]} cannot be compared, since their"
+    both = f"{names[0]} and {names[1]} do not go together, since their"
     _check_same("classes", [*class_names], [*other_class_names], names, both)
     here, there = ([" ".join(video) for video in listed] for listed in (videos, other_videos))
     _check_same("test videos", here, there, names, both)

@@ -1,4 +1,4 @@
-"""Reads the predictions of tested videos."""
+"""Reads and writes the predictions of tested videos."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cnnbert.data.records import split_label
 from cnnbert.errors import InputError
+from cnnbert.outputs import whole_file
 
 FACTS = ("path", "start_seconds", "end_seconds", "label")
 SCORE = "score:"
@@ -101,6 +102,35 @@ def read_predictions(path: Path, label_separator: str | None = None) -> Predicti
         errors=tuple(row["error"] for row in rows),
         label_separator=label_separator,
     )
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write a predictions file, whole or not at all.
+
+    Columns: path, start_seconds, end_seconds, label (empty where unknown), prediction, and `score:CLASS` for every
+    class, its probability in [0, 1]; and error, which is why a video could not be read. Such a video has an error and
+    neither prediction nor scores; all others have no error. Where a video may have several classes, the prediction is
+    those of a probability of at least 0.5, with the separator between; there may be none.
+
+    Args:
+        path: The file, in a folder that exists.
+        predictions: What is written, in its order.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    names = predictions.class_names
+    separator = predictions.label_separator or ""
+    with (
+        whole_file(path) as part,
+        part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow([*FACTS, "prediction", *(f"{SCORE}{name}" for name in names), "error"])
+        rows = zip(predictions.videos, predictions.decided, predictions.scores, predictions.errors, strict=True)
+        for facts, decided, scores, error in rows:
+            predicted = separator.join(name for name, is_it in zip(names, decided, strict=True) if is_it)
+            writer.writerow([*facts, predicted, *("" if error else f"{score:.6g}" for score in scores), error])
 
 
 class _Row:

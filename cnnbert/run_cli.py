@@ -165,7 +165,7 @@ class RunCLI(LightningCLI):
                 last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_exception=True)
                 recent = RecentCheckpoint(folder, self._get(self.config_init, "checkpoint_minutes"))
                 callbacks += [BestCheckpoint(folder, f"val/{self.model.main_metric}"), last, recent]
-        elif self.subcommand in ("test", "predict"):
+        else:
             callbacks.append(PredictionsFile(self.folder))
         self.save_config_kwargs = {"folder": self.folder}
         trainer = super().instantiate_trainer(callbacks=callbacks, default_root_dir=str(self.folder), **kwargs)

@@ -106,5 +106,5 @@ def test_unreadable_videos_are_wrong_or_left_out() -> None:
 def test_what_cannot_be_compared(videos: list[tuple[str, ...]], classes: list[str], message: str) -> None:
     with pytest.raises(InputError) as error:
         check_same_videos([("1.mp4", "a")], ["a", "b"], videos, classes, ("x", "y"))
-    assert str(error.value).startswith("x and y cannot be compared, since their")
+    assert str(error.value).startswith("x and y do not go together, since their")
     assert message in str(error.value)

@@ -324,7 +324,7 @@ def test_other_tests_are_not_compared(
     write_predictions(Path("a.csv"), "ab", ROWS)
     write_predictions(Path("b.csv"), names, rows)
     assert main(["report", "a.csv", "--compare", "b.csv"]) == 1
-    assert f"a.csv and b.csv cannot be compared, since {message}" in capsys.readouterr().err
+    assert f"a.csv and b.csv do not go together, since {message}" in capsys.readouterr().err
     assert not Path("report.html").exists()
 
 
