@@ -52,8 +52,9 @@ def checkpoint(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trained")
     source = ["--data=data/folder.yaml", f"--data.source.root={videos}"]
     recipe = [
-        "--trainer.max_epochs=12",
-        "--model.warmup_steps=3",
+        "--trainer.max_epochs=30",
+        "--trainer.check_val_every_n_epoch=30",
+        "--data.batch_size=4",
         "--model.optimizer=AdamW",
         "--model.optimizer.lr=3e-3",
     ]

@@ -54,7 +54,7 @@ def test_every_block_is_known():
     """Commands of another kind would need a test of their own; CI runs the two lines that install."""
     words = {shlex.split(part)[0] for block in blocks("bash") for part in re.split(r"&&|\n", block) if part.strip()}
     assert words == {"python3", ".venv/bin/pip", ".venv/bin/cnnbert", ".venv/bin/pytest", "cnnbert"}
-    assert len(commands()) == 25
+    assert len(commands()) == 26
 
 
 def test_your_own_videos(workplace, videos):
@@ -170,6 +170,21 @@ def test_flow(workplace, videos, capsys):
     (flaw,) = re.findall(r"`(--data.unnegated_flow true)`", README)
     source = ["--data=data/folder.yaml", "--data.source.root=my_videos"]
     assert main(["preview", *source, *shlex.split(f"{options} {flaw}"), *TINY_DATA]) == 0
+
+
+def test_fuse(workplace, videos, capsys):
+    """The tests and validations are those of two networks on the same videos, as it says; the shell's work is done."""
+    shutil.copytree(videos, "my_videos")
+    assert main(["flow", "my_videos", "--out=flow", "--method=farneback"]) == 0
+    fits = [words for words in commands() if words[0] == "fit" and "r2plus1d" in words[2] and len(words) < 9]
+    assert len(fits) == 2
+    for fit in fits:
+        assert main([*fit, *SMALL, *TINY_DATA, *TINY_RUN, "--trainer.logger=false"]) == 0
+        for judge in ("validate", "test"):
+            assert main([judge, "--ckpt_path=best", "--trainer.logger=false"]) == 0
+    words = [[str(path) for path in sorted(workplace.glob(word))] or [word] for word in command("fuse")]
+    assert main([path for paths in words for path in paths]) == 0
+    assert "videos fused into fused.csv, weights chosen on" in capsys.readouterr().out
 
 
 def test_clips(workplace, videos, capsys):
