@@ -13,6 +13,7 @@ from conftest import SHARED
 from cnnbert.cli import main
 from cnnbert.data.encoding import Encoding, encode_frames
 from cnnbert.data.readers import PyAVReader
+from cnnbert.shipped import find_config, shipped_configs
 
 VIDEOS = SHARED / "videos"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not VIDEOS.is_dir(), reason=f"no videos in {VIDEOS}")]
@@ -114,3 +115,17 @@ def test_the_paper_networks_take_steps_at_full_size(workplace, capsys, config):
     assert main(["fit", f"--config={config}", *options]) == 0
     assert main(["test", "--ckpt_path=best"]) == 0
     assert "test: 4 videos, protocol center_clip: centre clip x centre crop" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", [name for name in shipped_configs() if name.startswith("small/")])
+def test_every_system_takes_steps(workplace, config):
+    """Those on optical flow have it from `cnnbert flow`."""
+    write_manifest("hockey_fights", ("train", "val", "test"), per_class=2)
+    data = ["--data=data/csv.yaml", "--data.source.path=videos.csv"]
+    if "flow" in Path(find_config(config)).read_text():
+        assert main(["flow", "--out=flow", "--method=farneback", *data]) == 0
+    steps = ["--data.batch_size=2", "--data.num_workers=0", "--trainer.max_epochs=1", "--trainer.logger=false"]
+    assert main(["fit", f"--config={config}", *data, *steps, "--trainer.limit_train_batches=2"]) == 0
+    assert main(["test", "--ckpt_path=best", "--trainer.logger=false"]) == 0
+    (results,) = workplace.glob("runs/*/test-*/results.json")
+    assert json.loads(results.read_text())["num_videos"] == 4
