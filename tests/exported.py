@@ -64,11 +64,16 @@ def check_file(model: ActionRecognition, folder: Path, kind: Format, tolerance: 
 
 
 def with_formats(cases: Sequence[tuple[type, dict[str, Any]]]) -> pytest.MarkDecorator:
-    """Return the cases with each format as parameters, all slow but ONNX for the first case of each class."""
+    """Return the first case of each class with each format, and the others with ONNX, which is made of torch.export.
+
+    All are slow but ONNX for the first case of each class.
+    """
     classes = [cls for cls, _ in cases]
+    firsts = {classes.index(cls) for cls in classes}
     parameters = [
-        pytest.param(*case, kind, marks=[] if kind == "onnx" and classes.index(case[0]) == place else pytest.mark.slow)
+        pytest.param(*case, kind, marks=[] if kind == "onnx" and place in firsts else pytest.mark.slow)
         for place, case in enumerate(cases)
         for kind in get_args(Format)
+        if kind == "onnx" or place in firsts
     ]
     return pytest.mark.parametrize(("cls", "arguments", "kind"), parameters)
