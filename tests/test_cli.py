@@ -108,6 +108,9 @@ def test_fit_test_fit_again(workplace, videos, capsys):
             assert main(["validate", "--ckpt_path=last"]) == 0
     assert len(list(workplace.glob("runs/mine/fit-*"))) == 6
     assert "val: 6 videos, protocol center_clip: centre clip x centre crop" in capsys.readouterr().out
+    judged = {row["path"]: row["label"] for row in predictions(workplace, "validate")}
+    assert judged == {str(path): path.parent.name for path in (videos / "val").rglob("*.mp4")}
+    assert not list(workplace.glob("runs/mine/fit-*/predictions.csv"))
     again = run_folder(workplace, "fit") / "config.yaml"
     assert main(["fit", f"--config={again}"]) == 0  # a resolved config runs again
     assert len(list(workplace.glob("runs/config/fit-*"))) == 1
