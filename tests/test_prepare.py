@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,7 @@ def test_mistakes_are_told(mine: str, arguments: list[str], message: str, capsys
 def run(arguments: list[str]) -> None:
     """Run the command in a process group of its own, and end with its status."""
     os.setsid()
+    forkserver._forkserver.__init__()  # type: ignore[misc]  # what the tests before have started is no child of this one
     os._exit(main(arguments))
 
 
