@@ -28,6 +28,7 @@ from cnnbert.data.features import FeatureWriter, read_features
 from cnnbert.data.lists import VideoList
 from cnnbert.data.sources import CSVManifest, VideoSource
 from cnnbert.errors import InputError
+from cnnbert.fuse import fuse
 from cnnbert.parallel import map_files
 from cnnbert.report import report
 from cnnbert.runs import read_checkpoint
@@ -179,6 +180,8 @@ def test_predictions(folder: Path, content: bytes, results: bytes | None) -> Non
         beside.write_bytes(results)
     with told(), redirect_stdout(io.StringIO()):
         report(str(path), out=str(folder / "report.html"), previews=1, force=True)
+    with told(), redirect_stdout(io.StringIO()):
+        fuse((str(path), str(path)), out=str(folder / "fused.csv"), force=True)
 
 
 ODD_VALUES = st.one_of(
