@@ -10,7 +10,6 @@ import shutil
 import signal
 import sys
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +171,6 @@ def test_mistakes_are_told(mine: str, arguments: list[str], message: str, capsys
 def run(arguments: list[str]) -> None:
     """Run the command in a process group of its own, and end with its status."""
     os.setsid()
-    forkserver._forkserver.__init__()  # type: ignore[misc]  # what the tests before have started is no child of this one
     os._exit(main(arguments))
 
 
@@ -185,11 +183,13 @@ def test_killed_at_any_moment_it_goes_on(workplace: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_barcodes(folder / f"{number}.mp4", size=(240, 320), num_frames=100)
     command = ["prepare", "mine", "--num-workers=2", "--preset=slow"]
-    fork = multiprocessing.get_context("fork")
+    # Not fork: the server that tests before have started would be no child of the process.
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cnnbert.prepare", "test_prepare"])
 
     def start(out: str) -> Any:
         left = set(Path(out).rglob("*.part"))
-        process = fork.Process(target=run, args=([*command, f"--out={out}"],))
+        process = context.Process(target=run, args=([*command, f"--out={out}"],))
         process.start()
         while process.is_alive() and not set(Path(out).rglob("*.part")) - left:
             time.sleep(0.01)
