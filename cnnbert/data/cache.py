@@ -90,6 +90,15 @@ class FrameCache:
         return int((self._facts[:, 1] > 0).sum())
 
 
+def default_budget(num_devices: int) -> float:
+    """Return what a cache may take, in GiB, where nothing else is said: half of the free memory, 8 GiB at most.
+
+    Args:
+        num_devices: Devices of this machine that have a cache each.
+    """
+    return min(8.0, _free_bytes() / GIB / 2 / num_devices)
+
+
 def check_budget(num_gib: float) -> None:
     """Refuse a budget that is none.
 

@@ -15,7 +15,7 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, DistributedSampler
 
-from cnnbert.data.cache import check_budget
+from cnnbert.data.cache import check_budget, default_budget
 from cnnbert.data.dataset import VideoDataset
 from cnnbert.data.exclusion import Exclusion
 from cnnbert.data.flow import FlowReader, RGBFlowReader  # noqa: F401  (known by their short names)
@@ -86,7 +86,8 @@ class VideoDataModule(LightningDataModule):
         cache: `ram` keeps the decoded frames of training and validation videos, resized but not cropped, in memory that
             the reading processes share: a video is decoded in the first epoch alone, and then as a whole.
         cache_gib: The most memory that `cache` may take, a device, in GiB; what finds no room is decoded every time. A
-            frame of 128x170 takes 65 kB, 4 s of video at 25 frames a second 6.5 MB.
+            frame of 128x170 takes 65 kB, 4 s of video at 25 frames a second 6.5 MB. By default half of the memory that
+            is free, shared by the machine's devices, and 8 a device at most.
         max_failed_share: Share of the training videos that may turn out to be unreadable, in [0, 1]. They are left out
             and named; the run stops when there are more. 0 stops it at the first.
         reader: Opens the files: DecordReader by default; FlowReader and RGBFlowReader read optical flow that
@@ -126,7 +127,7 @@ class VideoDataModule(LightningDataModule):
         balanced_sampling: bool = False,
         clips_per_video: int = 1,
         cache: Literal["ram"] | None = None,
-        cache_gib: float = 8.0,
+        cache_gib: float | None = None,
         max_failed_share: float = 0.05,
         reader: VideoReader | None = None,
         batch_size: int = 8,
@@ -240,13 +241,16 @@ class VideoDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """List the videos of a stage and check their labels."""
         splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]
+        cache_gib = 0.0
         if self.caches and stage == "fit":
-            check_budget(self.cache_gib)
+            num_devices = self.trainer.num_devices if self.trainer is not None else 1
+            cache_gib = default_budget(num_devices) if self.cache_gib is None else self.cache_gib
+            check_budget(cache_gib)
         records = {split: self._records(split) for split in splits}
         num_videos = sum(map(len, records.values()))
         for split in splits:
-            share = len(records[split]) / num_videos if self.caches and stage == "fit" else 0.0
-            self.datasets[split] = self.dataset(split, records[split], self.cache_gib * share)
+            share = len(records[split]) / num_videos if num_videos else 0.0
+            self.datasets[split] = self.dataset(split, records[split], cache_gib * share)
             self.failures[split] = {}
         if self.exclusion is not None and stage != "predict":
             counts = [f"{number} {split}" for split, number in self.exclusion.num_left_out.items()]

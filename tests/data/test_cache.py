@@ -10,7 +10,7 @@ import pytest
 import torch
 from barcode import write_barcodes
 
-from cnnbert.data.cache import GIB, FrameCache
+from cnnbert.data.cache import GIB, FrameCache, default_budget
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.sources import Folder
 from cnnbert.errors import InputError
@@ -61,6 +61,22 @@ def test_another_process_sees_it() -> None:
 def test_a_budget_must_be_there(num_gib: float) -> None:
     with pytest.raises(InputError, match=r"cache_gib=.* must be above 0 and at most the memory that is free"):
         FrameCache(1, num_gib)
+
+
+@pytest.mark.parametrize(("free_gib", "num_devices", "budget"), [(64, 1, 8), (6, 1, 3), (24, 4, 3), (256, 8, 8)])
+def test_it_leaves_half_of_the_free_memory_by_default(
+    monkeypatch: pytest.MonkeyPatch, free_gib: int, num_devices: int, budget: float
+) -> None:
+    monkeypatch.setattr("cnnbert.data.cache._free_bytes", lambda: free_gib * GIB)
+    assert default_budget(num_devices) == budget
+
+
+def test_small_machines_keep_what_they_can(videos: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnbert.data.cache._free_bytes", lambda: GIB)
+    data = VideoDataModule(Folder(videos), cache="ram")
+    data.setup("fit")
+    caches = [data.datasets[split].cache for split in ("train", "val")]
+    assert all(cache is not None for cache in caches)
 
 
 @pytest.fixture(scope="module")
