@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -63,17 +63,7 @@ def check_file(model: ActionRecognition, folder: Path, kind: Format, tolerance: 
             torch.testing.assert_close(run(clips[:batch]), expected[:batch], rtol=0, atol=tolerance)
 
 
-def with_formats(cases: Sequence[tuple[type, dict[str, Any]]]) -> pytest.MarkDecorator:
-    """Return the first case of each class with each format, and the others with ONNX, which is made of torch.export.
-
-    All are slow but ONNX for the first case of each class.
-    """
+def first_of_each_class(cases: Sequence[tuple[type, dict[str, Any]]]) -> pytest.MarkDecorator:
+    """Return the first case of each class: the others' exported programs are compared without a file."""
     classes = [cls for cls, _ in cases]
-    firsts = {classes.index(cls) for cls in classes}
-    parameters = [
-        pytest.param(*case, kind, marks=[] if kind == "onnx" and place in firsts else pytest.mark.slow)
-        for place, case in enumerate(cases)
-        for kind in get_args(Format)
-        if kind == "onnx" or place in firsts
-    ]
-    return pytest.mark.parametrize(("cls", "arguments", "kind"), parameters)
+    return pytest.mark.parametrize(("cls", "arguments"), [cases[classes.index(cls)] for cls in dict.fromkeys(classes)])
