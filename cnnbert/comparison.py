@@ -91,7 +91,7 @@ def check_same_videos(
     other_class_names: Sequence[str],
     names: tuple[str, str] = ("one", "the other"),
 ) -> None:
-    """Refuse to compare what was judged on other classes or other test videos.
+    """Refuse to compare what was judged on other classes or other videos.
 
     Args:
         videos: What tells each video and its label, in any order.
@@ -106,7 +106,7 @@ def check_same_videos(
     both = f"{names[0]} and {names[1]} do not go together, since their"
     _check_same("classes", [*class_names], [*other_class_names], names, both)
     here, there = ([" ".join(video) for video in listed] for listed in (videos, other_videos))
-    _check_same("test videos", here, there, names, both)
+    _check_same("videos", here, there, names, both)
     if list(class_names) != list(other_class_names):
         order = f"{', '.join(class_names)} and {', '.join(other_class_names)}"
         raise InputError(f"{both} classes have another order: {order}")

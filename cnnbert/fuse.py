@@ -18,7 +18,7 @@ from cnnbert.data.protocols import CountFailed
 from cnnbert.errors import InputError
 from cnnbert.outputs import new_file
 from cnnbert.predictions import Predictions, write_predictions
-from cnnbert.report import Run, read_run
+from cnnbert.run_results import RunResults, read_run_results
 
 STEPS = 20
 """Weights that are chosen are multiples of a twentieth."""
@@ -134,13 +134,13 @@ def choose_weights(predictions: Sequence[Predictions], count_failed: CountFailed
     return chosen
 
 
-def _read(paths: Sequence[str]) -> list[Run]:
+def _read(paths: Sequence[str]) -> list[RunResults]:
     """Read predictions files, which must be of the same videos and classes."""
-    first = read_run(Path(paths[0]).expanduser())
-    return [first, *(read_run(Path(path).expanduser(), first) for path in paths[1:])]
+    first = read_run_results(Path(paths[0]).expanduser())
+    return [first, *(read_run_results(Path(path).expanduser(), first) for path in paths[1:])]
 
 
-def _check_validation(tested: Run, validated: Run) -> None:
+def _check_validation(tested: RunResults, validated: RunResults) -> None:
     """Refuse validation videos of other classes, or such as are tested too."""
     names = (str(tested.path), str(validated.path))
     check_same_videos((), tested.predictions.class_names, (), validated.predictions.class_names, names)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,13 @@ import numpy as np
 
 from cnnbert import comparison, report_numbers
 from cnnbert.callbacks import METRICS
-from cnnbert.data.protocols import CountFailed
 from cnnbert.data.records import VideoRecord
 from cnnbert.errors import InputError, VideoReadError
 from cnnbert.outputs import new_file, write_whole
-from cnnbert.pages import fill
-from cnnbert.predictions import Predictions, read_predictions
+from cnnbert.pages import fill, shown
+from cnnbert.predictions import Predictions
 from cnnbert.previews import preview
+from cnnbert.run_results import RunResults, read_run_results
 
 MOST_PAIRS = 15
 TOP = 3
@@ -30,9 +27,6 @@ LISTED = 12
 
 # Two numbers are the same if they differ by less: scores are written with six digits.
 ROUNDING = 5e-4
-
-# Written as escapes, as they would hide, or turn around, what stands beside them.
-HIDDEN = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF}
 
 
 def report(
@@ -58,78 +52,14 @@ def report(
     if previews < 0:
         raise InputError(f"previews={previews} must be at least 0")
     target = new_file(out, force)
-    run = read_run(Path(predictions).expanduser())
-    other = None if compare is None else read_run(Path(compare).expanduser(), run)
+    run = read_run_results(Path(predictions).expanduser())
+    other = None if compare is None else read_run_results(Path(compare).expanduser(), run)
     html = page(run, other, previews)
     write_whole(target, html)
     print(f"{target}: {len(run.predictions.videos)} videos, {len(html) / 1e6:.1f} MB", flush=True)
 
 
-@dataclass(frozen=True)
-class Run:
-    """A test to report.
-
-    Attributes:
-        path: The predictions file.
-        predictions: What it says.
-        results: What stands in `results.json` beside it; empty where that is not there.
-        count_failed: What videos are that could not be read.
-    """
-
-    path: Path
-    predictions: Predictions
-    results: dict[str, Any]
-    count_failed: CountFailed
-
-    @cached_property
-    def metrics(self) -> dict[str, float]:
-        """The accuracies of videos; see `report_numbers.metrics`."""
-        return report_numbers.metrics(self.predictions, self.count_failed)
-
-    @property
-    def num_failed(self) -> int:
-        """Videos that could not be read."""
-        return int((~self.predictions.was_read).sum())
-
-
-def read_run(path: Path, like: Run | None = None) -> Run:
-    """Read a predictions file, and `results.json` beside it.
-
-    Args:
-        path: The predictions file.
-        like: A run that it is to be compared with.
-
-    Raises:
-        InputError: A file cannot be used, or it is of other videos or classes than `like`.
-    """
-    beside = path.with_name("results.json")
-    results: Any = {}
-    if path.is_file() and beside.is_file():
-        try:
-            results = json.loads(beside.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{beside} cannot be read ({error}); mend it or take it away") from error
-    if not isinstance(results, dict) or results.get("count_failed", "wrong") not in ("wrong", "left_out"):
-        raise InputError(f"{beside} is not the results of `cnnbert test`; take it away")
-    separator = results.get("label_separator") or (like.predictions.label_separator if like else None)
-    predictions = read_predictions(path, separator)
-    if like is not None:
-        comparison.check_same_videos(
-            like.predictions.videos,
-            like.predictions.class_names,
-            predictions.videos,
-            predictions.class_names,
-            (str(like.path), str(path)),
-        )
-    if not predictions.was_read.any():
-        raise InputError(f"{path}: none of its videos could be read, as of {shown(predictions.errors[0])}")
-    run = Run(path, predictions, results, like.count_failed if like else results.get("count_failed", "wrong"))
-    if predictions.label_separator is not None and not predictions.target[_counted(run)].any():
-        raise InputError(f"{path}: none of its videos has any class; there is nothing to judge by")
-    return run
-
-
-def page(run: Run, other: Run | None = None, num_previews: int = LISTED) -> str:
+def page(run: RunResults, other: RunResults | None = None, num_previews: int = LISTED) -> str:
     """Return the page.
 
     Args:
@@ -192,20 +122,6 @@ def page(run: Run, other: Run | None = None, num_previews: int = LISTED) -> str:
     return fill("report.html", filters, **context)
 
 
-def shown(text: str) -> str:
-    """Return a text of which every character can be seen: control characters and bytes that are no UTF-8 as escapes."""
-    seen = []
-    for letter in text:
-        code = ord(letter)
-        if 0xDC80 <= code <= 0xDCFF:  # Python's sign for such a byte
-            seen.append(f"\\x{code - 0xDC00:02x}")
-        elif code < 32 or 127 <= code < 160 or 0xD800 <= code <= 0xDFFF or code in HIDDEN:
-            seen.append(letter.encode("unicode_escape").decode())
-        else:
-            seen.append(letter)
-    return "".join(seen)
-
-
 def _percent(share: float) -> str:
     return "–" if math.isnan(share) else f"{100 * share:.1f}"
 
@@ -218,12 +134,12 @@ def _sort_key(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.6g}"
 
 
-def _counted(*runs: Run) -> Any:
+def _counted(*runs: RunResults) -> Any:
     """Return which videos count, (N,), as the first run counts them."""
     return np.all([report_numbers.counted(run.predictions, runs[0].count_failed) for run in runs], axis=0)
 
 
-def _named_metrics(run: Run) -> list[tuple[str, float]]:
+def _named_metrics(run: RunResults) -> list[tuple[str, float]]:
     """Return the accuracies with their names, and that of clips, which only `results.json` has."""
     values = dict(run.metrics)
     if isinstance(run.results.get("clip_top1"), float):
@@ -231,7 +147,7 @@ def _named_metrics(run: Run) -> list[tuple[str, float]]:
     return [(METRICS[key], values[key]) for key in METRICS if key in values]
 
 
-def _about(run: Run) -> list[str]:
+def _about(run: RunResults) -> list[str]:
     """Return sentences on what the numbers are of."""
     number, num_failed = len(run.predictions.videos), run.num_failed
     protocol = run.results.get("protocol")
@@ -247,7 +163,7 @@ def _about(run: Run) -> list[str]:
     return [*lines, f"{num_failed} of them could not be read: {told}."]
 
 
-def _contradictions(run: Run) -> list[str]:
+def _contradictions(run: RunResults) -> list[str]:
     """Return what `results.json` says otherwise."""
     here = run.metrics | {"num_videos": len(run.predictions.videos), "num_failed": run.num_failed}
     if run.results.get("count_failed", run.count_failed) != run.count_failed:
@@ -260,7 +176,7 @@ def _contradictions(run: Run) -> list[str]:
     ]
 
 
-def _compared(run: Run, other: Run) -> dict[str, Any]:
+def _compared(run: RunResults, other: RunResults) -> dict[str, Any]:
     """Return what the page says of two runs."""
     found = comparison.compare([run.predictions], [other.predictions], run.count_failed)
     counts = int(_counted(run, other).sum())
@@ -288,7 +204,7 @@ def _relative(path: str, base: str) -> str:
     return os.path.relpath(path, base) if base else path
 
 
-def _video(predictions: Predictions, index: int, base: str, other: Run | None) -> list[Any]:
+def _video(predictions: Predictions, index: int, base: str, other: RunResults | None) -> list[Any]:
     """Return what the page's script needs of a video: path, piece, classes, scores, error, and what the other says."""
     path, start, end, _ = predictions.videos[index]
     piece = f"{float(start):g} to {f'{float(end):g} s' if end else 'the end'}" if end or float(start) else ""

@@ -226,7 +226,7 @@ def test_what_cannot_be_compared_is_refused_before_any_training(
     Path("tgap.yaml").write_text(Path("tgap.yaml").read_text() + source % videos)
     assert main(["ablate", "--configs", "tgap.yaml", "bert.yaml", "--seeds=1", *TINY_DATA, *TINY_RUN]) == 1
     shown = capsys.readouterr().err
-    assert "tgap and bert do not go together, since their test videos differ: 9 only in tgap, such as " in shown
+    assert "tgap and bert do not go together, since their videos differ: 9 only in tgap, such as " in shown
     assert processes.commands == []
     assert not Path("ablation").exists()
 

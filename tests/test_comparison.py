@@ -97,9 +97,9 @@ def test_unreadable_videos_are_wrong_or_left_out() -> None:
         (
             [("2.mp4", "a")],
             ["a", "b"],
-            "their test videos differ: 1 only in x, such as 1.mp4 a; 1 only in y, such as 2",
+            "their videos differ: 1 only in x, such as 1.mp4 a; 1 only in y, such as 2",
         ),
-        ([("1.mp4", "a")] * 2, ["a", "b"], "their test videos differ: 1 only in y, such as 1.mp4 a"),
+        ([("1.mp4", "a")] * 2, ["a", "b"], "their videos differ: 1 only in y, such as 1.mp4 a"),
         ([("1.mp4", "b")], ["a", "b"], "such as 1.mp4 a; 1 only in y, such as 1.mp4 b"),
     ],
 )

@@ -114,7 +114,7 @@ def test_several_classes_a_video(workplace: Path, capsys: pytest.CaptureFixture[
     [
         (["1.csv"], "fuse needs the predictions files of two networks or more, and got 1"),
         (["1.csv", "gone.csv"], "gone.csv cannot be read as predictions of `cnnbert test`: No such file"),
-        (["1.csv", "fewer.csv"], "1.csv and fewer.csv do not go together, since their test videos differ: 1 only in 1"),
+        (["1.csv", "fewer.csv"], "1.csv and fewer.csv do not go together, since their videos differ: 1 only in 1"),
         (["1.csv", "ac.csv"], "1.csv and ac.csv do not go together, since their classes differ: 1 only in 1.csv, such"),
         (["1.csv", "1.csv", "--weights", "1"], "weights has 1 values for 2 predictions; give one for each"),
         (

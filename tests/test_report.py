@@ -22,9 +22,11 @@ from cnnbert import report_numbers
 from cnnbert.cli import main
 from cnnbert.data.records import VideoRecord
 from cnnbert.errors import InputError, VideoReadError
+from cnnbert.pages import shown
 from cnnbert.predictions import Predictions, read_predictions
 from cnnbert.previews import preview
-from cnnbert.report import page, read_run, shown
+from cnnbert.report import page
+from cnnbert.run_results import read_run_results
 
 NAN = float("nan")
 
@@ -148,7 +150,7 @@ def test_numbers_are_those_of_the_test(workplace: Path, separator: list[str], la
     assert main(["test", "--ckpt_path=last", *TINY_RUN]) == 0
     (path,) = workplace.glob("runs/*/test-*/predictions.csv")
     results = json.loads(path.with_name("results.json").read_text())
-    run = read_run(path)
+    run = read_run_results(path)
     assert run.metrics == pytest.approx({key: results[key] for key in run.metrics}, abs=1e-5)
     assert set(run.metrics) == ({"map", "micro_f1"} if separator else {"top1", "mean_class_accuracy"})
     assert (run.num_failed, len(run.predictions.videos)) == (results["num_failed"], results["num_videos"]) == (1, 7)
@@ -156,7 +158,7 @@ def test_numbers_are_those_of_the_test(workplace: Path, separator: list[str], la
     assert results["protocol"] in text and "1 of them could not be read" in text and "Mind" not in text
     path.with_name("results.json").write_text(json.dumps(results | {"num_videos": 8}))
     assert "results.json has num_videos 8, the predictions give 7: they may be of two tests." in page(
-        read_run(path), None, 0
+        read_run_results(path), None, 0
     )
 
 
@@ -174,7 +176,7 @@ def test_names_that_are_no_utf8(workplace: Path, videos: Path) -> None:
     (path,) = workplace.glob("runs/*/predict-*/predictions.csv")
     read = read_predictions(path)
     assert [video[0][-8:] for video in read.videos] == ["caf\udce9.mp4"] * 2
-    assert "caf\\\\xe9.mp4" in page(read_run(path), None, 1)
+    assert "caf\\\\xe9.mp4" in page(read_run_results(path), None, 1)
 
 
 def test_hidden_characters_are_shown() -> None:
@@ -253,7 +255,7 @@ def evil_predictions(folder: Path, videos: list[str]) -> Path:
 
 
 def test_everything_stays_text(tmp_path: Path) -> None:
-    parsed = Page(page(read_run(evil_predictions(tmp_path, []))))
+    parsed = Page(page(read_run_results(evil_predictions(tmp_path, []))))
     assert [tag for tag, _ in parsed.tags].count("script") == 2
     assert not any(tag in ("img", "link") and "src" in found for tag, found in parsed.tags)
     for text in (*EVIL, "</script><script>alert(2)</script>.mp4", "<img src=x onerror=alert(3)>"):
@@ -269,10 +271,10 @@ def test_everything_stays_text(tmp_path: Path) -> None:
 
 
 def test_nothing_comes_from_elsewhere(tmp_path: Path) -> None:
-    parsed = Page(page(read_run(evil_predictions(tmp_path, []))))
+    parsed = Page(page(read_run_results(evil_predictions(tmp_path, []))))
     links = [value for _, found in parsed.tags for name, value in found.items() if name in ("src", "href", "action")]
     assert links and all(str(link).startswith(("#", "data:")) for link in links)
-    assert "url(" not in page(read_run(evil_predictions(tmp_path, []))) and "@import" not in parsed.text
+    assert "url(" not in page(read_run_results(evil_predictions(tmp_path, []))) and "@import" not in parsed.text
 
 
 ROWS = [("1", "a", "a", [0.9, 0.1]), ("2", "a", "b", [0.3, 0.7]), ("3", "b", "b", [0.1, 0.9]), ("4", "b", "", "gone")]
@@ -300,9 +302,9 @@ def test_two_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_who_left_failed_videos_out_says_so(tmp_path: Path) -> None:
     path = write_predictions(tmp_path / "predictions.csv", "ab", ROWS)
     (tmp_path / "results.json").write_text('{"count_failed": "left_out", "protocol": "all of it"}')
-    run = read_run(path)
+    run = read_run_results(path)
     assert run.metrics["top1"] == pytest.approx(2 / 3)
-    text = page(run, read_run(write_predictions(tmp_path / "b" / "predictions.csv", "ab", OTHERS), run), 0)
+    text = page(run, read_run_results(write_predictions(tmp_path / "b" / "predictions.csv", "ab", OTHERS), run), 0)
     assert "4 test videos, all of it. 1 of them could not be read: they are left out of the accuracies." in text
     assert "Of 3 videos, A alone is right on 1, B alone 0" in text
 
@@ -310,7 +312,7 @@ def test_who_left_failed_videos_out_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "names", "message"),
     [
-        (OTHERS[:3], "ab", "their test videos differ: 1 only in a.csv, such as 4 0.0  b"),
+        (OTHERS[:3], "ab", "their videos differ: 1 only in a.csv, such as 4 0.0  b"),
         (
             [(v, label, p, [*s, 0]) for v, label, p, s in OTHERS],
             "abc",
@@ -355,4 +357,4 @@ def test_mistakes(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_class_at_all(tmp_path: Path) -> None:
     path = write_predictions(tmp_path / "p.csv", "ab", [("1", "|", "", [0.1, 0.2])])
     with pytest.raises(InputError, match="none of its videos has any class; there is nothing to judge by"):
-        read_run(path)
+        read_run_results(path)
