@@ -194,7 +194,9 @@ def _store(
     with (
         writer.split(split, len(videos), num_epochs) as split_writer,
         autocast(device, precision),
-        tqdm(total=len(videos) * num_epochs, desc=f"features ({split})", unit="video") as bar,
+        tqdm(
+            total=len(videos) * num_epochs, desc=f"features ({split})", unit="video", disable=None, dynamic_ncols=True
+        ) as bar,
     ):
         for samples in _chunks(videos, num_epochs, data):
             views = [sample["clip"] for sample in samples if "clip" in sample]

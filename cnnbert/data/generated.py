@@ -110,7 +110,7 @@ class GeneratedActions(VideoSource):
             with ThreadPoolExecutor(num_cores()) as pool:
                 drawn = [pool.submit(self._make, i) for i in missing]
                 try:
-                    for future in tqdm(drawn, desc="drawing videos", unit="video"):
+                    for future in tqdm(drawn, desc="drawing videos", unit="video", disable=None, dynamic_ncols=True):
                         future.result()
                 finally:
                     pool.shutdown(cancel_futures=True)
