@@ -181,7 +181,7 @@ def test_killed_at_any_moment_it_goes_on(workplace: Path) -> None:
     for number in range(24):
         folder = workplace / "mine" / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        write_barcodes(folder / f"{number}.mp4", size=(240, 320), num_frames=100)
+        write_barcodes(folder / f"{number}.mp4", size=(240, 320), num_frames=40)
     command = ["prepare", "mine", "--num-workers=2", "--preset=slow"]
     # Not fork: the server that tests before have started would be no child of the process.
     context: Any = multiprocessing.get_context("forkserver")

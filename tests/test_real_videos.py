@@ -31,33 +31,23 @@ def write_manifest(folder: str, splits: tuple[str, ...], per_class: int | None =
         csv.writer(file).writerows([("path", "label", "split", "group"), *listed])
 
 
-@pytest.mark.parametrize(
-    ("epochs", "head"),
-    [
-        (60, ["--model.head=TGAPHead", "--model.head.classifier_dropout=0.5"]),
-        (100, ["--model.head=BERTHead", "--model.head.num_heads=4", "--model.head.classifier_dropout=0.5"]),
-    ],
-    ids=["TGAP", "BERT"],
-)
-def test_a_small_network_learns_four_actions_of_new_people(workplace, capsys, epochs, head):
+def test_a_small_network_learns_four_actions_of_new_people(workplace, capsys):
     write_manifest("weizmann4", ("train", "test"))
-    network = ["--model.backbone=R2Plus1D", "--model.backbone.depth=10", "--model.backbone.width=16", *head]
+    network = ["--model.backbone=R2Plus1D", "--model.backbone.depth=10", "--model.backbone.width=16"]
+    network += ["--model.head=BERTHead", "--model.head.num_heads=4", "--model.head.classifier_dropout=0.5"]
     optimizer = ["--model.optimizer=AdamW", "--model.optimizer.lr=1e-3", "--model.optimizer.weight_decay=0.05"]
-    schedule = [
-        "--model.scheduler=CosineAnnealingLR",
-        f"--model.scheduler.T_max={epochs}",
-        f"--trainer.max_epochs={epochs}",
-    ]
+    schedule = ["--model.scheduler=CosineAnnealingLR", "--model.scheduler.T_max=100", "--trainer.max_epochs=100"]
     data = ["--data.source=CSVManifest", "--data.source.path=videos.csv", "--data.source.val_fraction=0.2"]
     clips = ["--data.clip_length=16", "--data.stride=2", "--data.frame_size=56", "--data.resize=64"]
+    clips += ["--data.cache=ram"]
     assert main(["fit", *network, *optimizer, *schedule, *data, *clips, "--trainer.check_val_every_n_epoch=5"]) == 0
     assert main(["test", "--ckpt_path=best"]) == 0
     (accuracy,) = re.findall(r"test: 24 videos.*\n  video top-1 +([\d.]+)", capsys.readouterr().out)
     assert float(accuracy) >= 0.80  # of 24 videos; other processors round otherwise
-    use(head[0].endswith("BERTHead"), capsys)
+    use(capsys)
 
 
-def use(has_attention, capsys):
+def use(capsys):
     """Put the trained model to every use, on real files that it has not seen, and on odd ones."""
     records = [row for row in rows("videos.csv") if row["split"] == "test"]
     paths = [row["path"] for row in records]
@@ -80,7 +70,7 @@ def use(has_attention, capsys):
     assert Path("long.timeline.png").is_file()
 
     assert main(["explain", "best", paths[0], "--out", "why.png", "why.mp4", "why.html"]) == 0
-    assert ("attention to each moment" in capsys.readouterr().out) == has_attention
+    assert "attention to each moment" in capsys.readouterr().out
 
     (predictions,) = Path().glob("runs/*/test-*/predictions.csv")
     assert main(["report", str(predictions), "--out", "report.html"]) == 0
@@ -109,12 +99,12 @@ def join(records, target):
 
 @pytest.mark.parametrize("config", ["resnext_bert.yaml", "r2plus1d_bert.yaml"])
 def test_the_paper_networks_take_steps_at_full_size(workplace, capsys, config):
-    write_manifest("hockey_fights", ("train", "val", "test"), per_class=2)
+    write_manifest("hockey_fights", ("train", "val", "test"), per_class=1)
     options = ["--data=data/csv.yaml", "--data.source.path=videos.csv", "--data.batch_size=2"]
     options += ["--model.backbone.weights=null", "--trainer.max_epochs=1"]
     assert main(["fit", f"--config={config}", *options]) == 0
     assert main(["test", "--ckpt_path=best"]) == 0
-    assert "test: 4 videos, protocol center_clip: centre clip x centre crop" in capsys.readouterr().out
+    assert "test: 2 videos, protocol center_clip: centre clip x centre crop" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("config", [name for name in shipped_configs() if name.startswith("small/")])

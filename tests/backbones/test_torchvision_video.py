@@ -161,10 +161,9 @@ def test_every_parameter_of_transformers_receives_a_gradient(name: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mvit_v2_s", "swin3d_t"])
-def test_exported_transformers_take_any_batch_size(name: Any, tmp_path: Path) -> None:
+def test_an_exported_transformer_takes_any_batch_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = small_model(TorchvisionVideo(name), BERTHead, 4, 64)
+    model = small_model(TorchvisionVideo("swin3d_t"), BERTHead, 4, 64)
     check_file(model, tmp_path, "onnx", tolerance=1e-4)
 
 
