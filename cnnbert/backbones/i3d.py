@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from cnnbert.backbones.base import Backbone
 from cnnbert.errors import InputError
 from cnnbert.layers.bottleneck import reduction_block
 from cnnbert.layers.conv import Conv3d
-from cnnbert.layers.inception import INCEPTION3, INCEPTION4, INCEPTION5, Channels, Inception, scaled
+from cnnbert.layers.inception import inception_blocks
 from cnnbert.layers.residual import check_last_block
 
 BLOCKS = ("3b", "3c", None, "4b", "4c", "4d", "4e", "4f", None, "5b", "5c")
@@ -60,10 +61,23 @@ class I3D(Backbone):
         if width < 1:
             raise InputError(f"width={width} must be at least 1; try 64")
         check_last_block(last_block_channels)
-        last = scaled(INCEPTION5[-1], width)
+        layers: list[Any] = [
+            Unit(in_channels, width, 7, 2),
+            SamePool((1, 3, 3), (1, 2, 2)),
+            Unit(width, width, 1),
+            Unit(width, 3 * width, 3),
+            SamePool((1, 3, 3), (1, 2, 2)),
+        ]
+        layers += inception_blocks(
+            width,
+            last_block_channels is None,
+            (SamePool((3, 3, 3), (2, 2, 2)), SamePool((2, 2, 2), (2, 2, 2))),
+            partial(Unit, kernel_size=1),
+            partial(Unit, kernel_size=3),
+        )
         super().__init__(
             in_channels=in_channels,
-            out_channels=last_block_channels or last[0] + last[2] + last[4] + last[5],
+            out_channels=last_block_channels or layers[-1].out_channels,
             temporal_stride=8,
             spatial_stride=32,
             mean=[0.5] * in_channels,
@@ -71,28 +85,13 @@ class I3D(Backbone):
             weights=weights,
         )
         self._sizes = f"width={width}"
-        layers: list[nn.Module] = [
-            Unit(in_channels, width, 7, 2),
-            SamePool((1, 3, 3), (1, 2, 2)),
-            Unit(width, width, 1),
-            Unit(width, 3 * width, 3),
-            SamePool((1, 3, 3), (1, 2, 2)),
-        ]
-        channels = 3 * width
-        channels = _append(layers, channels, INCEPTION3, width)
-        layers.append(SamePool((3, 3, 3), (2, 2, 2)))
-        channels = _append(layers, channels, INCEPTION4, width)
-        layers.append(SamePool((2, 2, 2), (2, 2, 2)))
-        channels = _append(layers, channels, INCEPTION5[:1], width)
-        if last_block_channels is None:
-            _append(layers, channels, INCEPTION5[1:], width)
         self.features = nn.Sequential(*layers)
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if last_block_channels is not None:
             self.unpretrained = f"features.{len(self.features)}."
-            self.features.append(reduction_block(channels, last_block_channels))
+            self.features.append(reduction_block(layers[-1].out_channels, last_block_channels))
 
     @property
     def architecture(self) -> str:
@@ -138,14 +137,3 @@ class SamePad(nn.Module):
             total = max(0, kernel - (size % stride or stride))
             padding = [total // 2, total - total // 2, *padding]
         return F.pad(x, padding) if any(padding) else x
-
-
-def _append(layers: list[nn.Module], in_channels: int, blocks: list[Channels], width: int) -> int:
-    """Append Inception blocks, and return the channels that the last of them gives."""
-    for channels in blocks:
-        block = Inception(
-            in_channels, scaled(channels, width), partial(Unit, kernel_size=1), partial(Unit, kernel_size=3)
-        )
-        layers.append(block)
-        in_channels = block.out_channels
-    return in_channels

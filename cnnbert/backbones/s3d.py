@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from cnnbert.backbones.base import Backbone
 from cnnbert.errors import InputError
 from cnnbert.layers.bottleneck import reduction_block
 from cnnbert.layers.conv import Conv3d
-from cnnbert.layers.inception import INCEPTION3, INCEPTION4, INCEPTION5, Channels, Inception, scaled
+from cnnbert.layers.inception import inception_blocks
 from cnnbert.layers.residual import check_last_block
 
 
@@ -47,10 +48,24 @@ class S3D(Backbone):
             raise InputError(f"width={width} must be at least 1; try 64")
         check_last_block(last_block_channels)
         rgb = in_channels == 3
-        last = scaled(INCEPTION5[-1], width)
+        layers: list[Any] = [
+            SeparableUnit(in_channels, width, 7, stride=2),
+            nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
+            _unit(width, width, (1, 1, 1)),
+            SeparableUnit(width, 3 * width, 3),
+            nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
+        ]
+        layers += inception_blocks(
+            width,
+            last_block_channels is None,
+            (nn.MaxPool3d(3, stride=2, padding=1), nn.MaxPool3d(2, stride=2, ceil_mode=True)),
+            partial(_unit, kernel_size=(1, 1, 1)),
+            partial(SeparableUnit, kernel_size=3),
+            Gate if gating else nn.Identity,
+        )
         super().__init__(
             in_channels=in_channels,
-            out_channels=last_block_channels or last[0] + last[2] + last[4] + last[5],
+            out_channels=last_block_channels or layers[-1].out_channels,
             temporal_stride=8,
             spatial_stride=32,
             mean=(0.43216, 0.394666, 0.37645) if rgb else [0.5] * in_channels,
@@ -58,28 +73,13 @@ class S3D(Backbone):
             weights=weights,
         )
         self._sizes = f"gating={gating}, width={width}"
-        layers: list[nn.Module] = [
-            SeparableUnit(in_channels, width, 7, stride=2),
-            nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
-            _unit(width, width, (1, 1, 1)),
-            SeparableUnit(width, 3 * width, 3),
-            nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
-        ]
-        channels = 3 * width
-        channels = _append(layers, channels, INCEPTION3, width, gating)
-        layers.append(nn.MaxPool3d(3, stride=2, padding=1))
-        channels = _append(layers, channels, INCEPTION4, width, gating)
-        layers.append(nn.MaxPool3d(2, stride=2, ceil_mode=True))
-        channels = _append(layers, channels, INCEPTION5[:1], width, gating)
-        if last_block_channels is None:
-            _append(layers, channels, INCEPTION5[1:], width, gating)
         self.features = nn.Sequential(*layers)
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if last_block_channels is not None:
             self.unpretrained = f"features.{len(self.features)}."
-            self.features.append(reduction_block(channels, last_block_channels))
+            self.features.append(reduction_block(layers[-1].out_channels, last_block_channels))
 
     @property
     def architecture(self) -> str:
@@ -124,18 +124,3 @@ def _unit(
         nn.BatchNorm3d(out_channels, eps=1e-3),
         nn.ReLU(inplace=True),
     )
-
-
-def _append(layers: list[nn.Module], in_channels: int, blocks: list[Channels], width: int, gating: bool) -> int:
-    """Append Inception blocks, and return the channels that the last of them gives."""
-    for channels in blocks:
-        block = Inception(
-            in_channels,
-            scaled(channels, width),
-            partial(_unit, kernel_size=(1, 1, 1)),
-            partial(SeparableUnit, kernel_size=3),
-            Gate if gating else nn.Identity,
-        )
-        layers.append(block)
-        in_channels = block.out_channels
-    return in_channels
