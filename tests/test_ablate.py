@@ -298,6 +298,7 @@ def test_a_terminated_ablation_ends_its_training(data: list[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_processes_killed_at_any_moment(data: list[str]) -> None:
     """Real processes: all of them killed a few seconds after the start, then run on to the same results.
 

@@ -43,6 +43,7 @@ def script() -> ModuleType:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(("options", "first"), [([], 2), (["--data.cache=ram", "--data.cache_gib=1"], 6)])
 def test_nothing_grows(workplace: Path, temporary: Path, options: list[str], first: int) -> None:
     """With a cache, a process grows by the shared frames of videos that it meets: 1 of 32 is new after 6 epochs.

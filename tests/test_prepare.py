@@ -175,6 +175,7 @@ def run(arguments: list[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 def test_killed_at_any_moment_it_goes_on(workplace: Path) -> None:
     """Twenty runs, each killed with all its processes at a random moment, then one to the end."""

@@ -115,6 +115,7 @@ def finish(process: Any, folder: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_killed_at_20_random_moments(processes: Any, tmp_path: Path, videos: Path) -> None:
     args = [*arguments(videos), "--trainer.max_epochs=30", "--checkpoint_minutes=0.002"]
     finish(start(processes, tmp_path / "undisturbed", args), tmp_path / "undisturbed")
