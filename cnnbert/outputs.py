@@ -11,6 +11,9 @@ from pathlib import Path
 
 from cnnbert.errors import InputError
 
+# Written as escapes, as they would hide, or turn around, what stands beside them.
+HIDDEN = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF}
+
 
 def new_file(path: str | Path, force: bool = False) -> Path:
     """Return the path of a file that can be written; to be called before the work that fills it.
@@ -79,3 +82,17 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
 def printable(text: str) -> str:
     """Return a text in which bytes of file names that are no UTF-8 are written as such."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def shown(text: str) -> str:
+    """Return a text of which every character can be seen: control characters and bytes that are no UTF-8 as escapes."""
+    seen = []
+    for letter in text:
+        code = ord(letter)
+        if 0xDC80 <= code <= 0xDCFF:  # Python's sign for such a byte
+            seen.append(f"\\x{code - 0xDC00:02x}")
+        elif code < 32 or 127 <= code < 160 or 0xD800 <= code <= 0xDFFF or code in HIDDEN:
+            seen.append(letter.encode("unicode_escape").decode())
+        else:
+            seen.append(letter)
+    return "".join(seen)

@@ -14,8 +14,8 @@ from cnnbert import comparison, report_numbers
 from cnnbert.callbacks import METRICS
 from cnnbert.data.records import VideoRecord
 from cnnbert.errors import InputError, VideoReadError
-from cnnbert.outputs import new_file, write_whole
-from cnnbert.pages import fill, shown
+from cnnbert.outputs import new_file, shown, write_whole
+from cnnbert.pages import fill
 from cnnbert.predictions import Predictions
 from cnnbert.previews import preview
 from cnnbert.run_results import RunResults, read_run_results

@@ -12,7 +12,7 @@ from cnnbert import report_numbers
 from cnnbert.comparison import check_same_videos
 from cnnbert.data.protocols import CountFailed
 from cnnbert.errors import InputError
-from cnnbert.pages import shown
+from cnnbert.outputs import shown
 from cnnbert.predictions import Predictions, read_predictions
 
 

@@ -309,4 +309,4 @@ def test_the_papers_networks(config: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = cnnbert.build(config, [f"class {number}" for number in range(13)])
     model.data = build_data(config)
-    check_file(model, tmp_path, "onnx")
+    check_file(model, tmp_path)

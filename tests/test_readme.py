@@ -299,6 +299,15 @@ def test_sizes_of_networks():
         assert f"{size.parameters:,} {size.multiply_adds / 1e9:.1f}" == f"{parameters} {multiply_adds}"
 
 
+def test_small_accuracies_are_those_of_the_results():
+    told = dict(re.findall(r"^\| `(\w+)\.yaml` .* G \| ([\d.]+) \|$", README, re.MULTILINE))
+    section = (
+        (ROOT / "docs" / "results.md").read_text().split("## Every system from random weights")[1].split("\n## ")[0]
+    )
+    measured = dict(re.findall(r"^\| (\w+) \| ([\d.]+) \|", section, re.MULTILINE))
+    assert len(told) > 15 and told.items() <= measured.items()
+
+
 def test_file_tree():
     tree = README.split("## Files")[1].split("```")[1]
     named = set(re.findall(r"\b\w+\.py\b", tree))

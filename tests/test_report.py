@@ -22,7 +22,7 @@ from cnnbert import report_numbers
 from cnnbert.cli import main
 from cnnbert.data.records import VideoRecord
 from cnnbert.errors import InputError, VideoReadError
-from cnnbert.pages import shown
+from cnnbert.outputs import shown
 from cnnbert.predictions import Predictions, read_predictions
 from cnnbert.previews import preview
 from cnnbert.report import page

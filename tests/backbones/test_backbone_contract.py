@@ -242,4 +242,4 @@ def test_an_onnx_file_takes_any_batch_size(cls: type[Backbone], arguments: dict,
     frames = max(2 * backbone.temporal_stride, backbone.least_frames)
     model = small_model(backbone, BERTHead, frames, backbone.least_pixels)
     settle(model)
-    check_file(model, tmp_path, "onnx", tolerance=1e-4)  # many layers of random weights enlarge what is rounded
+    check_file(model, tmp_path, tolerance=1e-4)  # many layers of random weights enlarge what is rounded

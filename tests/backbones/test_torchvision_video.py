@@ -164,7 +164,7 @@ def test_every_parameter_of_transformers_receives_a_gradient(name: Any) -> None:
 def test_an_exported_transformer_takes_any_batch_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = small_model(TorchvisionVideo("swin3d_t"), BERTHead, 4, 64)
-    check_file(model, tmp_path, "onnx", tolerance=1e-4)
+    check_file(model, tmp_path, tolerance=1e-4)
 
 
 def test_interpolated_positions() -> None:

@@ -257,7 +257,7 @@ def test_an_onnx_file_takes_any_batch_size(cls: type[Head], arguments: dict, tmp
     model = small_model(Patches(CHANNELS), partial(cls, **arguments), clip_length=16, frame_size=16)
     departed(model.head)
     settle(model)
-    check_file(model, tmp_path, "onnx")
+    check_file(model, tmp_path)
 
 
 @pytest.mark.parametrize(
