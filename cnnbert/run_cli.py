@@ -13,6 +13,7 @@ from jsonargparse.typing import NonNegativeFloat
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.plugins import Precision
 
 import cnnbert.backbones
 import cnnbert.data.benchmarks
@@ -126,7 +127,7 @@ class RunCLI(LightningCLI):
         """Keep Lightning from letting the checkpoint's settings win over the command line's."""
 
     def before_instantiate_classes(self) -> None:
-        """Choose the run's folder, and what the user has left open: precision and loggers."""
+        """Choose the run's folder, and loggers where the user has named none."""
         assert self.subcommand is not None
         self.folder = self.resumed or new_run_folder(self.root, self.name or "run", self.subcommand)
         self.given_config = self.config.clone()
@@ -138,16 +139,18 @@ class RunCLI(LightningCLI):
         device = best_device(trainer.accelerator)
         if device.type == "cpu" and self.subcommand == "fit":  # views of test videos would leave larger gaps
             keep_freed_memory()
-        if trainer.precision is None:
-            trainer.precision = best_precision(device)
         if trainer.logger is None or trainer.logger is True:
             trainer.logger = usual_logger()
         self.loggers = complete_loggers(trainer.logger, self.folder, self.subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add the callbacks that every run has."""
+        """Add the callbacks of every run, and choose a precision where neither it nor a plugin for it is given."""
         self.config = self.given_config  # what is saved can be run again, on another machine too
-        callbacks = self._get(self.config_init, "trainer")["callbacks"] or []
+        options = self._get(self.config_init, "trainer")
+        plugins = options["plugins"] if isinstance(options["plugins"], list) else [options["plugins"]]
+        if options["precision"] is None and not any(isinstance(plugin, Precision) for plugin in plugins):
+            options["precision"] = best_precision(best_device(options["accelerator"]))
+        callbacks = options["callbacks"] or []
         self.report = RunReport(self.folder)
         given = callbacks if isinstance(callbacks, list) else [callbacks]
         # The numbers before what asks whether a checkpoint is saved on the way out.
@@ -170,8 +173,7 @@ class RunCLI(LightningCLI):
         self.save_config_kwargs = {"folder": self.folder}
         trainer = super().instantiate_trainer(callbacks=callbacks, default_root_dir=str(self.folder), **kwargs)
         write_whole_checkpoints(trainer)
-        synchronized = self._get(self.config_init, "trainer")["sync_batchnorm"]
-        if synchronized and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        if options["sync_batchnorm"] and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
             raise InputError("sync_batchnorm needs GPUs: torch has it for no CPU; leave it out")
         return trainer
 

@@ -116,6 +116,15 @@ def test_fit_test_fit_again(workplace, videos, capsys):
     assert len(list(workplace.glob("runs/config/fit-*"))) == 1
 
 
+def test_precision_is_the_machine_s_unless_it_or_a_plugin_is_given(workplace, videos, caplog, monkeypatch):
+    monkeypatch.setattr("cnnbert.run_cli.best_precision", lambda device: "64-true")
+    double = "--trainer.plugins=DoublePrecision"
+    for given, taken in (([], "64-true"), (["--trainer.precision=32-true"], "32-true"), ([double], "64-true")):
+        caplog.clear()
+        assert main(["fit", *tiny(videos), *TINY_RUN, "--trainer.limit_train_batches=1", *given]) == 0
+        assert f" | precision {taken} | " in caplog.text
+
+
 def test_fit_goes_on_from_last(workplace, videos):
     assert main(["fit", *tiny(videos), *TINY_RUN]) == 0
     assert main(["fit", "--ckpt_path=last", "--trainer.max_epochs=3"]) == 0
