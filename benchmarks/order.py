@@ -25,7 +25,6 @@ from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.generated import ACTIONS
 from cnnbert.data.loaders import Batch
 from cnnbert.data.protocols import Average
-from cnnbert.loading import instantiate
 from cnnbert.machine import best_device, best_precision
 from cnnbert.tasks.metrics import average_views
 from cnnbert.tasks.recognition import ActionRecognition
@@ -60,15 +59,10 @@ def main() -> None:
 def trained(place: Path) -> tuple[ActionRecognition, Path]:
     """Return the model that a run has trained, and its config."""
     head = place / "head.ckpt"
-    if not head.is_file():
-        (checkpoint,) = place.glob("fit-*/checkpoints/best.ckpt")
-        return cnnbert.load(checkpoint), checkpoint.parent.parent / "config.yaml"
-    config = place / "config.yaml"
-    model = instantiate(yaml.safe_load(config.read_text(encoding="utf-8"))["model"])
-    model.backbone.load_pretrained()
-    weights = torch.load(head, map_location="cpu", weights_only=True)["state_dict"]
-    model.head.load_state_dict({name.removeprefix("head."): value for name, value in weights.items()})
-    return model.eval(), config
+    if head.is_file():
+        return cnnbert.load(head), place / "config.yaml"
+    (checkpoint,) = place.glob("fit-*/checkpoints/best.ckpt")
+    return cnnbert.load(checkpoint), checkpoint.parent.parent / "config.yaml"
 
 
 @torch.inference_mode()

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import cnnbert
 from cnnbert.backbones.base import Backbone
+from cnnbert.backbones.weights import state_digest
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.dataset import Sample, VideoDataset
 from cnnbert.data.features import FeatureWriter, read_facts
@@ -118,10 +119,6 @@ def feature_key(settings: Mapping[str, Any], data: VideoDataModule, backbone: Ba
         data: Its data, set up for fit and test.
         backbone: Its backbone with its weights.
     """
-    weights = hashlib.sha256()
-    for name, tensor in sorted(backbone.state_dict().items()):
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     described = {name: value for name, value in settings["data"].items() if name not in IRRELEVANT}
     if described["seed"] is None:
         described["seed"] = settings["seed_everything"]
@@ -129,7 +126,7 @@ def feature_key(settings: Mapping[str, Any], data: VideoDataModule, backbone: Ba
     named = {f"data.{name}": value for name, value in described.items()}
     return {
         "backbone": _without_weights(settings["model"]["backbone"]),
-        "weights": weights.hexdigest(),
+        "weights": state_digest(backbone),
         "classes": data.class_names,
         "mirrored classes": data.source.mirrored,
         **videos,

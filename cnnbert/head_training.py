@@ -14,16 +14,20 @@ import torch
 import yaml
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.cli import instantiate_module
+from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters_context
 from torch import Tensor
 
 from cnnbert.backbones.base import Backbone
 from cnnbert.callbacks import BestCheckpoint, PredictionsFile, RunReport
-from cnnbert.data.features import FeatureDataModule
+from cnnbert.checkpoint_io import WholeCheckpointIO
+from cnnbert.data.features import FeatureDataModule, read_facts
 from cnnbert.errors import InputError
 from cnnbert.loading import instantiate
 from cnnbert.machine import best_device, best_precision
 from cnnbert.outputs import write_whole
 from cnnbert.runs import CHECKPOINTS
+from cnnbert.tasks.recognition import BACKBONE_DIGEST
+from cnnbert.tensorfile import read_tensors
 
 OWN = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", "enable_model_summary", "num_sanity_val_steps")
 """Settings of the trainer that are not taken over."""
@@ -65,7 +69,7 @@ def train_head(features: Path, settings: Mapping[str, Any], seed: int, folder: P
 
     The head starts from the weights, and draws in training what it would draw, in `cnnbert fit` with the same settings
     and `freeze_backbone`. The folder gets `config.yaml`, `predictions.csv` and `results.json` as after `cnnbert test`,
-    and the head's weights, without the backbone's.
+    and `head.ckpt`, the head's weights and the digest of the backbone's, with which loading it completes it.
 
     Args:
         features: What `cnnbert features` wrote.
@@ -83,7 +87,8 @@ def train_head(features: Path, settings: Mapping[str, Any], seed: int, folder: P
         seed_everything(seed, workers=True, verbose=False)
         model = instantiate({**settings["model"], "freeze_backbone": True})
         model.backbone = StoredBackbone(model.backbone)
-        data = instantiate_module(FeatureDataModule, {"features": str(features), **settings["data"]})
+        with _given_hyperparameters_context(dict(settings["data"]), "pytorch_lightning.cli.instantiate_module"):
+            data = instantiate_module(FeatureDataModule, {"features": str(features), **settings["data"]})
         given = {name: value for name, value in settings["trainer"].items() if name not in OWN}
         odd = [name for name, value in given.items() if isinstance(value, Mapping)]
         if odd:
@@ -104,7 +109,10 @@ def train_head(features: Path, settings: Mapping[str, Any], seed: int, folder: P
         write_whole(folder / "config.yaml", yaml.safe_dump({"seed_everything": seed, **settings}, sort_keys=False))
         trainer.fit(model, datamodule=data)
         trainer.test(model, datamodule=data, ckpt_path=best.best_model_path, verbose=False)
-    Path(best.best_model_path).replace(folder / "head.ckpt")
+    trained = Path(best.best_model_path)
+    known = {**read_tensors(trained), BACKBONE_DIGEST: read_facts(features)["key"]["weights"]}
+    WholeCheckpointIO().save_checkpoint(known, folder / "head.ckpt")
+    trained.unlink()
     (folder / CHECKPOINTS).rmdir()
     return float(best.best_model_score or 0)
 

@@ -272,6 +272,34 @@ def test_heads_side_by_side(options: list[str], capsys: pytest.CaptureFixture[st
     assert "seed" not in capsys.readouterr().out.split("|")[0].replace("--seeds", "")  # nothing is trained again
 
 
+def test_a_trained_head_finds_its_backbone(
+    options: list[str], trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(options, "--train-views=1")
+    assert main(["ablate", "--features=features", "--heads", "BERTHead", "--seeds=1"]) == 0
+    head = Path("ablation/seed0/BERTHead/head.ckpt")
+    assert not [name for name in torch.load(head, weights_only=True)["state_dict"] if name.startswith("backbone.")]
+    assert main(["test", f"--ckpt_path={head}", "--trainer.logger=false"]) == 0, capsys.readouterr().err
+    (found,) = Path("runs").glob("*/test-*/predictions.csv")
+    expected = scores(head.with_name("predictions.csv"))  # on features in half precision
+    np.testing.assert_allclose(scores(found), expected, atol=2e-3)
+    video = "my_videos/test/blue/0.mp4"
+    named = cnnbert.load(head).classify(video, num_clips=1)
+    assert [named[name] for name in ("blue", "green", "red")] == pytest.approx(expected[0], abs=2e-3)
+
+    other = torch.load(trained, weights_only=True)
+    other["state_dict"]["backbone.stem.0.weight"] += 1e-3
+    torch.save(other, "other.ckpt")
+    capsys.readouterr()
+    assert main(["test", f"--ckpt_path={head}", "--model.backbone.weights=other.ckpt", "--trainer.logger=false"]) == 1
+    assert "other.ckpt has other weights now than those that its features were made with" in capsys.readouterr().err
+    known = torch.load(head, weights_only=True)
+    known["hyper_parameters"]["backbone"]["init_args"]["weights"] = None
+    torch.save(known, "random.ckpt")
+    assert main(["classify", "random.ckpt", video]) == 1
+    assert "random.ckpt: the checkpoint holds a head without its backbone, whose weights" in capsys.readouterr().err
+
+
 def test_a_stopped_ablation_goes_on(options: list[str]) -> None:
     """Ctrl-C in a training: Lightning turns it into an exit."""
     make(options, "--train-views=1")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, LinearLR, OneCycleLR, SequentialLR
 
 from cnnbert.backbones.base import Backbone
+from cnnbert.backbones.weights import state_digest
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.loaders import Batch
 from cnnbert.data.protocols import CountFailed
@@ -26,6 +27,8 @@ from cnnbert.tasks.metrics import VideoScores, accuracies, average_precisions, a
 # These set the learning rate anew instead of changing the one that there is, and so would undo a warm-up.
 SETTING_SCHEDULERS = (CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, OneCycleLR, SequentialLR)
 
+BACKBONE_DIGEST = "backbone_sha256"
+"""What a checkpoint calls the digest of the backbone's weights where it holds the head's alone."""
 
 CLIPS_AT_ONCE = 32
 """Most clips that go through the network together in evaluation, so that many views of a video fit the memory."""
@@ -457,12 +460,16 @@ class ActionRecognition(LightningModule):
         ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model, naming what differs."""
+        """Refuse the checkpoint of another model, naming what differs; complete that of a head alone."""
         if checkpoint.get("hyper_parameters", {}).get("multi_label", False) != self.multi_label:
             kind = "one class; set label_separator to null" if self.multi_label else "several; set label_separator"
             raise InputError(f"the checkpoint is of a model that gives a video {kind}")
         if "state_dict" not in checkpoint:  # a sharding strategy has loaded it, and would have refused others
             return
+        if BACKBONE_DIGEST in checkpoint:
+            self._load_backbone_of(checkpoint[BACKBONE_DIGEST])
+            state = {f"backbone.{name}": tensor for name, tensor in self.backbone.state_dict().items()}
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **state}
         theirs, ours = checkpoint["state_dict"], self.state_dict()
         resizable = {f"head.{name}" for name in self.head.resizable}
         missing = [name for name in ours if name not in theirs]
@@ -479,3 +486,20 @@ class ActionRecognition(LightningModule):
                 f"the checkpoint is of another model than {type(self.backbone).__name__} with "
                 f"{type(self.head).__name__}: {'; '.join(told)}; leave out --config to test the checkpoint's own model"
             )
+
+    def _load_backbone_of(self, expected: str) -> None:
+        """Load the pretrained weights that a head's features were made with, known by their digest."""
+        self.backbone.fetch_pretrained()
+        self.backbone.load_pretrained()
+        if state_digest(self.backbone) == expected:
+            return
+        names = [part.weights for part in self.backbone.parts]
+        if None in names:
+            raise InputError(
+                "the checkpoint holds a head without its backbone, whose weights were random ones that nothing has "
+                "kept; give `cnnbert features` weights, or train the whole with `cnnbert fit`"
+            )
+        raise InputError(
+            f"the checkpoint holds a head without its backbone, and {', '.join(map(str, names))} has other weights "
+            "now than those that its features were made with"
+        )
