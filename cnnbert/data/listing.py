@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -70,7 +70,7 @@ class Listing:
     @cached_property
     def used(self) -> Sequence[tuple[str | None, VideoRecord]]:
         """The rows to train, validate and test on: all, or under `skip` those there of classes that can be learned."""
-        training = self._classes([row for row in self.there if row[0] == "train"])
+        training = self._classes(row for row in self.there if row[0] == "train")
         if self.missing == "error" or not training:  # none: no row has a split, or only test videos are there
             used = self.there
         else:
@@ -103,7 +103,7 @@ class Listing:
         used = self._classes(self.used)
         return [name for name in names if used.issuperset(split_label(name, self.label_separator))]
 
-    def _classes(self, rows: Sequence[tuple[str | None, VideoRecord]]) -> set[str]:
+    def _classes(self, rows: Iterable[tuple[str | None, VideoRecord]]) -> set[str]:
         labels = {record.label for _, record in rows if record.label is not None}
         return {name for label in labels for name in split_label(label, self.label_separator)}
 

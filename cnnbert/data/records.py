@@ -51,7 +51,7 @@ class RecordList(Sequence[VideoRecord]):
             packed += marshal.dumps((one.path, one.label, one.start_seconds, one.end_seconds, one.group))
             ends.append(len(packed))
         self._bytes = torch.frombuffer(packed or bytearray(1), dtype=torch.uint8)
-        self._ends = torch.tensor(ends, dtype=torch.int64)
+        self._ends = torch.frombuffer(ends, dtype=torch.int64) if ends else torch.empty(0, dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self._ends)
