@@ -84,7 +84,8 @@ def train_and_test(folder: Path, network: Network, seed: int, lock: IO[str]) -> 
         shutil.rmtree(place)
         run = Run()
     place.mkdir(parents=True, exist_ok=True)
-    given = [f"--config={network.config}", *network.options, f"--seed_everything={seed}"]
+    quiet = [] if sys.stdout.isatty() else ["--trainer.enable_progress_bar=false"]
+    given = [f"--config={network.config}", *quiet, *network.options, f"--seed_everything={seed}"]
     given += [f"--trainer.default_root_dir={place.parent}"]
     if logs_to_wandb(network.settings):
         given += [f"--trainer.logger.init_args.name={network.name}/seed{seed}"]

@@ -179,6 +179,17 @@ def test_a_failed_run_stops_nothing_and_is_tried_again(
     assert read(Path("ablation/table.csv"))[1]["difference"] != ""
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_bars_are_for_terminals(
+    is_terminal: bool, data: list[str], processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes.ends = {("fit", "tgap", 0): "fit ended with exit status 1: out of luck"}
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
+    barless = "--trainer.enable_progress_bar=false"
+    assert main(["ablate", "--configs", "tgap.yaml", "--seeds=1", *(word for word in data if word != barless)]) == 1
+    assert (barless in processes.words[0]) == (not is_terminal)
+
+
 def test_a_failed_test_leaves_its_training(data: list[str], processes: Processes) -> None:
     processes.ends = {("test", "tgap", 0): "test ended with exit status -9: it said nothing"}
     words = ["ablate", "--configs", "tgap.yaml", "--seeds=1", *data]
