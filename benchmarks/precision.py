@@ -2,9 +2,9 @@
 
     python benchmarks/precision.py --seeds 5
 
-An ablation of two networks that differ in precision alone, on generated clips; OUT/table.md has the result. Settings of
-`cnnbert fit` may follow. A CPU without units for bfloat16 is some thirty times slower at convolutions in it than in
-float32. `--rounded` then computes what such units compute, by other means: see `RoundedConvolutions`.
+An ablation of one network in two precisions, on generated clips; OUT/runs/table.md has the result. Settings of `cnnbert
+fit` may follow. A CPU without units for bfloat16 is some thirty times slower at convolutions in it than in float32;
+`--rounded` computes what such units compute, by other means: see `RoundedConvolutions`.
 """
 
 from __future__ import annotations
