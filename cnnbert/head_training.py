@@ -18,6 +18,7 @@ from pytorch_lightning.core.mixins.hparams_mixin import _given_hyperparameters_c
 from torch import Tensor
 
 from cnnbert.backbones.base import Backbone
+from cnnbert.backbones.weights import BACKBONE_DIGEST
 from cnnbert.callbacks import BestCheckpoint, PredictionsFile, RunReport
 from cnnbert.checkpoint_io import WholeCheckpointIO
 from cnnbert.data.features import FeatureDataModule, read_facts
@@ -26,7 +27,6 @@ from cnnbert.loading import instantiate
 from cnnbert.machine import best_device, best_precision
 from cnnbert.outputs import write_whole
 from cnnbert.runs import CHECKPOINTS
-from cnnbert.tasks.recognition import BACKBONE_DIGEST
 from cnnbert.tensorfile import read_tensors
 
 OWN = ("logger", "callbacks", "default_root_dir", "enable_progress_bar", "enable_model_summary", "num_sanity_val_steps")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cnnbert.backbones.weights import BACKBONE_DIGEST
 from cnnbert.checkpoint_classes import check_classes
 from cnnbert.errors import InputError
 from cnnbert.tensorfile import DamagedFile, is_zip, read_tensors
@@ -88,6 +89,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         "hyper_parameters": not _is_plain(settings) or not isinstance(settings.get("multi_label", False), bool),
         "class_names": not isinstance(names, list) or not all(isinstance(name, str) for name in names),
         "clip_length": not isinstance(length, int) or not 0 < length < 2**20,
+        BACKBONE_DIGEST: not isinstance(checkpoint.get(BACKBONE_DIGEST, ""), str),
         "datamodule_hyper_parameters": not isinstance(data, dict) or not _is_plain(data),
     }
     wrong = [name for name, is_wrong in faults.items() if is_wrong]

@@ -17,6 +17,7 @@ from conftest import TINY_RUN
 from untrained import NAMES, untrained
 
 import cnnbert
+from cnnbert.backbones.weights import BACKBONE_DIGEST
 from cnnbert.checkpoint_classes import check_classes, check_config
 from cnnbert.cli import main
 from cnnbert.errors import InputError
@@ -235,6 +236,8 @@ WIDE = {"class_path": "R2Plus1D", "init_args": {"depth": 10, "width": 1500}}
         ({"warmup_steps": "soon"}, "has settings that cnnbert"),
         ({"nothing": 1}, "has settings that cnnbert"),
         ({"datamodule_hyper_parameters": 3}, "its datamodule_hyper_parameters cannot be used"),
+        ({"backbone_sha256": torch.zeros(3)}, "its backbone_sha256 cannot be used"),
+        ({"backbone_sha256": "0"}, "a head without its backbone, whose weights were random ones"),
         ({"datamodule_hyper_parameters": {"clip_lengths": 3}}, "has settings that cnnbert"),
         ({"backbone": {"class_path": "R2Plus1D", "init_args": {"depth": 10, "width": 1500}}}, "far larger network"),
         ({"head": {"class_path": "BERTHead", "init_args": {"num_heads": 4, "num_layers": 10**9}}}, "far larger"),
@@ -244,7 +247,7 @@ WIDE = {"class_path": "R2Plus1D", "init_args": {"depth": 10, "width": 1500}}
 )
 def test_damaged_content_is_told(good: dict[str, Any], tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     for name, value in changes.items():
-        (good if name in good else good["hyper_parameters"])[name] = value
+        (good if name in (*good, BACKBONE_DIGEST) else good["hyper_parameters"])[name] = value
     torch.save(good, tmp_path / "evil.ckpt")
     with pytest.raises(InputError) as error:
         cnnbert.load(tmp_path / "evil.ckpt")

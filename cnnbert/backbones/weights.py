@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 State = Mapping[str, Tensor]
 
+BACKBONE_DIGEST = "backbone_sha256"
+"""What a checkpoint calls the digest of the backbone's weights where it holds the head's alone."""
+
 R2PLUS1D_34 = "R2Plus1D(depth=34, width=64)"
 R2PLUS1D_18 = "R2Plus1D(depth=18, width=64)"
 RESNEXT3D_101 = "ResNeXt3D(depth=101, width=128, cardinality=32)"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, LinearLR, OneCycleLR, SequentialLR
 
 from cnnbert.backbones.base import Backbone
-from cnnbert.backbones.weights import state_digest
+from cnnbert.backbones.weights import BACKBONE_DIGEST, state_digest
 from cnnbert.data.datamodule import VideoDataModule
 from cnnbert.data.loaders import Batch
 from cnnbert.data.protocols import CountFailed
@@ -26,9 +26,6 @@ from cnnbert.tasks.metrics import VideoScores, accuracies, average_precisions, a
 
 # These set the learning rate anew instead of changing the one that there is, and so would undo a warm-up.
 SETTING_SCHEDULERS = (CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, OneCycleLR, SequentialLR)
-
-BACKBONE_DIGEST = "backbone_sha256"
-"""What a checkpoint calls the digest of the backbone's weights where it holds the head's alone."""
 
 CLIPS_AT_ONCE = 32
 """Most clips that go through the network together in evaluation, so that many views of a video fit the memory."""
