@@ -24,7 +24,7 @@ def results(convolution: nn.Module, inputs: Tensor) -> list[Tensor]:
         outputs = convolution(inputs)
     assert outputs.dtype is torch.bfloat16
     (outputs.float() * torch.linspace(-3, 3, outputs.numel()).view_as(outputs)).sum().backward()
-    return [outputs.float(), inputs.grad, *(parameter.grad for parameter in convolution.parameters())]
+    return [outputs.detach().float(), inputs.grad, *(parameter.grad for parameter in convolution.parameters())]
 
 
 @pytest.mark.parametrize(
