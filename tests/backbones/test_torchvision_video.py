@@ -161,6 +161,7 @@ def test_every_parameter_of_transformers_receives_a_gradient(name: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_an_exported_transformer_takes_any_batch_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = small_model(TorchvisionVideo("swin3d_t"), BERTHead, 4, 64)
