@@ -15,6 +15,7 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, VideoReformatter
 
+from cnnbert.data.pyav_video import open_file
 from cnnbert.data.readers import PyAVReader
 from cnnbert.errors import InputError, VideoReadError
 
@@ -157,7 +158,7 @@ def remove_parts(folder: Path) -> None:
 def comment_of(path: Path) -> str:
     """Return the comment in a video's metadata; "" where there is none, or no video."""
     try:
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
+        with open_file(path) as container:
             return str(container.metadata.get("comment", ""))
     except (av.FFmpegError, OSError):
         return ""
@@ -235,8 +236,7 @@ def pictures(path: str, short_side: int, end: int | None = None) -> Iterator[av.
     convert = VideoReformatter()
     number = 0
     try:
-        # "file:" keeps a name such as "a:b.mp4" from being taken for a protocol.
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
+        with open_file(path) as container:
             stream: Any = container.streams.best("video")
             stream.codec_context.thread_count = 1
             aspect = float(stream.sample_aspect_ratio or 1)

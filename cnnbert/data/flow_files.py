@@ -14,6 +14,7 @@ import av
 import numpy as np
 
 from cnnbert.data.exclusion import real_path
+from cnnbert.data.pyav_video import open_file
 from cnnbert.errors import InputError, VideoReadError
 from cnnbert.outputs import csv_text, printable, write_whole
 
@@ -138,7 +139,7 @@ def write_flow(source: str, target: Path, flows: Iterable[np.ndarray], facts: Fl
 def read_facts(path: Path) -> FlowFacts | None:
     """Return what a file of flow says of itself; None where there is none, or it is not whole or something else."""
     try:
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
+        with open_file(path) as container:
             known = json.loads({key.lower(): value for key, value in container.metadata.items()}["comment"])
         return FlowFacts(*(known[name] for name in FlowFacts._fields)) if known["made by"] == MADE_BY else None
     except (av.FFmpegError, OSError, ValueError, KeyError, TypeError):

@@ -13,6 +13,7 @@ from typing import Any
 import av
 import numpy as np
 
+from cnnbert.data.pyav_video import open_file
 from cnnbert.data.readers import ROUNDING, VideoReader
 from cnnbert.errors import VideoReadError
 
@@ -159,11 +160,7 @@ def _decode(found: Inspection, reads: _Reads) -> None:
     level = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     try:
-        # "file:" keeps a name such as "a:b.mp4" from being taken for a protocol.
-        with (
-            av.logging.Capture(local=False) as messages,
-            av.open(f"file:{found.path}", metadata_errors="replace") as container,
-        ):
+        with av.logging.Capture(local=False) as messages, open_file(found.path) as container:
             stream = container.streams.best("video")
             if stream is None:
                 found.verdict, found.why = "no_video", "there is no video in it, only sound or the like"
@@ -171,12 +168,13 @@ def _decode(found: Inspection, reads: _Reads) -> None:
             if stream.codec_context is None:
                 found.verdict, found.why = "unreadable", "its codec is none that FFmpeg decodes"
                 return
+            seconds_a_tick = float(stream.time_base or 0)
             counts = _note_header(found, container, stream)
             damage, stamps = _decode_stream(found, container, stream, reads)
     finally:
         av.logging.set_level(level)
     told = [text.strip() for number, _, text in messages if number <= av.logging.ERROR]
-    _note_times(found, stamps, float(stream.time_base or 0))
+    _note_times(found, stamps, seconds_a_tick)
     _judge(found, damage, reads)
     _note_counts(found, *counts)
     if told and found.verdict == "ok":

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import av
@@ -31,6 +32,21 @@ PACKET_IS_FRAME = {
 
 # The most that an open video keeps in memory, in bytes: packets, and decoded frames where counting had to decode.
 KEPT_PACKETS, KEPT_FRAMES = 2**26, 2**28
+
+
+# Texts in a file that are no UTF-8 stopped PyAV 18 unless it was told not to; 19 takes them as they are.
+ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+
+
+def open_file(path: str | Path) -> Any:
+    """Return PyAV's input container of a file, whatever its name and its metadata are made of.
+
+    Raises:
+        av.FFmpegError: FFmpeg cannot read it.
+        OSError: It cannot be opened.
+    """
+    # "file:" keeps a name such as "a:b.mp4" from being taken for a protocol.
+    return av.open(f"file:{path}", **ANY_METADATA)
 
 
 class SeekError(Exception):
@@ -242,8 +258,7 @@ class PyAVVideo(Video):
                 raise
 
     def _open_file(self) -> None:
-        # "file:" keeps a name such as "a:b.mp4" from being taken for a protocol.
-        self._container: Any = av.open(f"file:{self.path}", metadata_errors="replace")
+        self._container: Any = open_file(self.path)
         self._stream: Any = self._container.streams.best("video")
         if self._stream is None:
             self._container.close()

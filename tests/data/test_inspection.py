@@ -16,6 +16,7 @@ import pytest
 from barcode import barcode, write_barcodes
 from torch import Tensor
 
+from cnnbert.data.encoding import comment_of
 from cnnbert.data.inspection import VERDICTS, Inspection, inspect_video
 from cnnbert.data.readers import DecordReader, PyAVReader, PyAVVideo, Video, VideoReader
 
@@ -113,6 +114,22 @@ def test_a_wrong_header_is_noted(tmp_path: Path) -> None:
     found = inspect_video(str(path), DecordReader())
     assert (found.verdict, found.frames, found.header_frames) == ("ok", 60, 90)
     assert any("the header counts 90 frames" in note and "there are 60" in note for note in found.notes)
+
+
+def test_texts_in_a_file_may_be_of_any_bytes(tmp_path: Path) -> None:
+    path = write_barcodes(tmp_path / "a.mp4")
+    with av.open(str(path)) as old, av.open(str(tmp_path / "b.mp4"), "w") as new:
+        new.metadata["comment"] = "cafes"
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    changed = (tmp_path / "b.mp4").read_bytes().replace(b"cafes", b"caf\xe9s")
+    assert b"caf\xe9s" in changed
+    (tmp_path / "c.mp4").write_bytes(changed)
+    assert inspect_video(str(tmp_path / "c.mp4"), PyAVReader()).verdict == "ok"
+    assert comment_of(tmp_path / "c.mp4").startswith("caf")
 
 
 def test_damage_is_found(tmp_path: Path) -> None:
