@@ -109,6 +109,7 @@ def test_mvit_equals_torchvision_with_tables_for_small_clips(name: Any, monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["mvit_v1_b", "mvit_v2_s"])
 def test_mvit_equals_torchvision_in_full_size(tmp_path: Path, name: Any) -> None:
     torch.manual_seed(0)
