@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeGuard, get_origin, get_type_hints
 
 import yaml
 from pytorch_lightning import Callback
@@ -103,7 +103,7 @@ def _check(value: Any, bases: tuple[type, ...], place: str, source: Path) -> Non
             hint = _hint(kind, name)
             if "Callable" in str(hint):
                 _check_function(given, inner, source)
-            elif inspect.isclass(hint) and issubclass(hint, NESTED):
+            elif _is_class(hint) and issubclass(hint, NESTED):
                 _check(given, (hint,), inner, source)
             else:
                 _check_nested(given, inner, source)
@@ -116,6 +116,11 @@ def _check_nested(value: Any, place: str, source: Path) -> None:
     elif isinstance(value, (Mapping, list, tuple)):
         for one in value.values() if isinstance(value, Mapping) else value:
             _check_nested(one, place, source)
+
+
+def _is_class(found: Any) -> TypeGuard[type]:
+    """Return whether this is a class; Python 3.10 takes `list[int]` for one."""
+    return inspect.isclass(found) and get_origin(found) is None
 
 
 def _find(path: Any, bases: tuple[type, ...], place: str, source: Path) -> type:
@@ -137,7 +142,7 @@ def _find(path: Any, bases: tuple[type, ...], place: str, source: Path) -> type:
                 f"{source} names {path}, which cannot be imported here ({type(error).__name__}: {error}); is it of "
                 "this version, and can Python find its classes?"
             ) from error
-    if not inspect.isclass(found) or not (issubclass(found, bases) or (bases == NESTED and _is_users_own(path))):
+    if not _is_class(found) or not (issubclass(found, bases) or (bases == NESTED and _is_users_own(path))):
         raise InputError(wrong)
     return found
 
