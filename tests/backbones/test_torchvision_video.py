@@ -109,7 +109,6 @@ def test_mvit_equals_torchvision_with_tables_for_small_clips(name: Any, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.soak
 @pytest.mark.parametrize("name", ["mvit_v1_b", "mvit_v2_s"])
 def test_mvit_equals_torchvision_in_full_size(tmp_path: Path, name: Any) -> None:
     torch.manual_seed(0)
@@ -162,7 +161,6 @@ def test_every_parameter_of_transformers_receives_a_gradient(name: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.soak
 def test_an_exported_transformer_takes_any_batch_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = small_model(TorchvisionVideo("swin3d_t"), BERTHead, 4, 64)
