@@ -93,8 +93,8 @@ def ablate(
             with the first. By default those that average over time (TGAPHead), or else the first of all.
         out: The folder that everything goes to.
         features: A folder that `cnnbert features` made. The networks are then its backbone with one head each, trained
-            as its config says; of a run head.ckpt stays, the head's weights without the backbone's, which test,
-            classify and all else take where the file of the backbone's weights is.
+            as its config says; of a run head.ckpt stays, the head's weights without the backbone's: a checkpoint for
+            test, classify and all that use a trained model, where the file of the backbone's weights is.
         heads: The heads for `features`: names of classes, or YAML files with `class_path` and `init_args`, or configs
             with `model.head` and whatever else a head's training needs, such as its learning rate. What the features'
             config gives its own head holds for these too, where they have such an argument. By default all of the
